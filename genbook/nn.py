@@ -74,6 +74,11 @@ class Tower(nn.Sequential):
         super().__init__(*layers)
         self.out_features, self.out_shape = out_features, out_shape
 
+    def forward(self, x: Tensor) -> Tensor:  # (b, ...) -> (b, ...)
+        for layer in self:
+            x = layer(x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x)
+        return x.contiguous()
+
 
 def layers(module: nn.Module) -> list[nn.Module]:
     "The leaves of a network, in the order in which they were made: what the listing of a report shows."
