@@ -27,7 +27,9 @@ def check_size(
     return value
 
 
-def check_image_shape(image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
+def check_image_shape(
+    image_shape: tuple[int, int, int],  # (c, h, w)
+) -> tuple[int, int, int]:  # the same, as a tuple
     "Raise `GenbookError` unless `image_shape` is (channels, height, width), each at least 1."
     shape = tuple(image_shape)
     if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
@@ -46,7 +48,9 @@ ACTIVATIONS = {
 }
 
 
-def activation(name: str) -> nn.Module:
+def activation(
+    name: str,  # a key of `ACTIVATIONS`
+) -> nn.Module:
     "A new activation layer; raises `GenbookError` for a name that is not in `ACTIVATIONS`."
     return ACTIVATIONS[check_choice("act", name, ACTIVATIONS)]()
 
@@ -69,10 +73,9 @@ class Tower(nn.Sequential):
         self,
         *layers: nn.Module,
         out_features: int | None = None,  # f, where the output is (b, f)
-        out_shape: tuple[int, int, int] | None = None,  # (c, h, w), where the output is a feature map or an image
     ):
         super().__init__(*layers)
-        self.out_features, self.out_shape = out_features, out_shape
+        self.out_features = out_features
 
     def forward(self, x: Tensor) -> Tensor:  # (b, ...) -> (b, ...)
         for layer in self:
@@ -80,12 +83,16 @@ class Tower(nn.Sequential):
         return x.contiguous()
 
 
-def layers(module: nn.Module) -> list[nn.Module]:
+def layers(
+    module: nn.Module,  # a network
+) -> list[nn.Module]:
     "The leaves of a network, in the order in which they were made: what the listing of a report shows."
     return [m for m in module.modules() if not list(m.children())]
 
 
-def n_parameters(module: nn.Module) -> int:
+def n_parameters(
+    module: nn.Module,  # a network
+) -> int:
     "Number of trainable parameters."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
@@ -118,7 +125,7 @@ def _grid(shape, stages, tower):  # height and width after `stages` halvings
 
 
 def _seed(zdim, shape):  # (b, zdim) -> (b, *shape)
-    return [] if zdim is None else [nn.Linear(zdim, prod(shape)), nn.Unflatten(1, shape)]
+    return [*([] if zdim is None else [nn.Linear(zdim, prod(shape))]), nn.Unflatten(1, shape)]
 
 # %% ../nbs/02_nn.ipynb #464329bf
 def _conv_encoder(shape, width, depth, act):
@@ -131,8 +138,8 @@ def _conv_encoder(shape, width, depth, act):
 
 def _conv_decoder(shape, zdim, width, depth, act):
     widths = [width * 2**i for i in reversed(range(depth))] + [shape[0]]  # S0: 32, 16, c
-    seed = _seed(zdim, (widths[0], *_grid(shape, depth, "conv")))
-    out = seed[:1] + [activation(act)] + seed[1:] if seed else []
+    *linear, unflatten = _seed(zdim, (widths[0], *_grid(shape, depth, "conv")))
+    out = [*linear, *(activation(act) for _ in linear), unflatten]
     for c_in, c_out in zip(widths[:-1], widths[1:], strict=True):
         out += [nn.ConvTranspose2d(c_in, c_out, 3, stride=2, padding=1, output_padding=1), activation(act)]
     return out[:-1]
@@ -291,22 +298,17 @@ def encoder(
     width: int | None = None,  # None: the tower's own
     depth: int | None = None,  # None: the tower's own
     act: str | None = None,  # a key of `ACTIVATIONS`; None: the tower's own
-    flatten: bool = True,  # False: leave the feature map as it is
-) -> Tower:  # x (b, c, h, w) in [0, 1] -> (b, f) with f = `.out_features`, or (b, *`.out_shape`) unflattened
+) -> Tower:  # x (b, c, h, w) in [0, 1] -> (b, f) with f = `.out_features`
     "The way from an image to a feature vector; raises `GenbookError` for an unknown tower or an unsupported size."
     options = _options(tower, width, depth, act)
-    if not flatten:
-        _check_map(tower)
     out, shape = _ENCODERS[tower](check_image_shape(image_shape), **options)
-    if not flatten:
-        return Tower(*out, out_shape=shape)
     return Tower(*out, *([nn.Flatten()] if len(shape) == 3 else []), out_features=prod(shape))
 
 
 def decoder(
     tower: str,  # a key of `TOWERS`
     image_shape: tuple[int, int, int],  # (c, h, w)
-    zdim: int | None,  # size d of the code; None: the code is the encoder's feature map
+    zdim: int | None,  # size d of the code; None: the code is the encoder's feature map, flattened
     *,
     out_channels: int | None = None,  # None: c; more where a likelihood has several parameters per pixel
     width: int | None = None,  # None: the tower's own
@@ -317,4 +319,4 @@ def decoder(
     options, (c, h, w) = _options(tower, width, depth, act), check_image_shape(image_shape)
     _check_map(tower) if zdim is None else check_size("zdim", zdim)
     shape = (c if out_channels is None else check_size("out_channels", out_channels), h, w)
-    return Tower(*_DECODERS[tower](shape, zdim, **options), out_shape=shape)
+    return Tower(*_DECODERS[tower](shape, zdim, **options))
