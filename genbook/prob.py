@@ -242,7 +242,7 @@ class Discretized(ImageLikelihood):
         "Exact mean of the discrete pixel, by a loop over the edges."
         edges = ((l - 0.5) / (self.levels - 1) for l in range(1, self.levels))
         inv_scale = (-self.log_scale).exp()
-        return sum(self.log_cdf((self.loc - edge) * inv_scale).exp() for edge in edges) / (self.levels - 1)
+        return sum(self.cdf((self.loc - edge) * inv_scale) for edge in edges) / (self.levels - 1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         "One image for each set of parameters, on the grid of levels."
@@ -254,21 +254,21 @@ class Discretized(ImageLikelihood):
 class DiscretizedLogistic(Discretized):
     "Logistic density integrated over bins (Kingma et al. 2016; Salimans et al. 2017)."
 
-    log_cdf, log_mass = staticmethod(F.logsigmoid), staticmethod(logistic_log_mass)
+    cdf, log_cdf, log_mass = torch.sigmoid, F.logsigmoid, staticmethod(logistic_log_mass)
     noise = staticmethod(lambda u: u[0].logit())
 
 
 class DiscretizedLaplace(Discretized):
     "Laplace density integrated over bins."
 
-    log_cdf, log_mass = staticmethod(laplace_log_cdf), staticmethod(laplace_log_mass)
+    cdf, log_cdf, log_mass = staticmethod(lambda t: laplace_log_cdf(t).exp()), staticmethod(laplace_log_cdf), staticmethod(laplace_log_mass)
     noise = staticmethod(lambda u: u[0].log() - u[1].log())
 
 
 class DiscretizedGaussian(Discretized):
     "Normal density integrated over bins."
 
-    log_cdf, log_mass = staticmethod(normal_log_cdf), staticmethod(normal_log_mass)
+    cdf, log_cdf, log_mass = torch.special.ndtr, staticmethod(normal_log_cdf), staticmethod(normal_log_mass)
     noise = staticmethod(lambda u: torch.special.ndtri(u[0]))
 
 # %% ../nbs/03_prob.ipynb #9bd37d5e
@@ -324,13 +324,11 @@ def likelihood(
     params: Tensor,  # what the decoder returns, (..., n_params*c, h, w)
     *,
     levels: int = 256,  # values that a pixel can take
-    log_scale: Tensor | float | None = None,  # log-scale; None: the second half of the channels of `params`
+    log_scale: Tensor | float | None = None,  # where there is a scale; None: the second half of the channels of `params`
 ) -> ImageLikelihood:
     "The likelihood of that name; raises `GenbookError` for an unknown one or for channels that do not fit."
     cls = LIKELIHOODS[check_choice("likelihood", name, LIKELIHOODS)]
-    if name == "categorical":
-        return cls(params, levels=levels)
-    if name == "bernoulli":
+    if name in ("bernoulli", "categorical"):
         return cls(params, levels=levels)
     if log_scale is None:
         _divide("params (location and log-scale)", params.shape[-3], 2)
