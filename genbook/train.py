@@ -350,7 +350,7 @@ class Step:
         self.it.copy_(state["it"])
 
     def eval_model(self, batches=None) -> nn.Module:
-        "A copy of the model in eval mode: averaged weights if there are any, with batch-norm statistics estimated for them from `batches`."
+        "A copy of the model in eval mode: averaged weights if there are any, with batch-norm statistics estimated for them from 20 of `batches`."
         model = copy.deepcopy(self.model)
         if self.ema is not None:
             self.ema.copy_to(model)
@@ -365,8 +365,11 @@ class Step:
             m.momentum = None  # a plain mean over the batches
         if norms:
             model.train()
+            images, b = batches.images, batches.shape[-1]
+            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: 20 * b]
             with torch.no_grad(), preserved_rng(0):
-                for x, y in islice(batches.images.batches(batches.batch_size), 20):
+                for idx in order.to(images.y.device).split(b):
+                    x, y = images.float(idx)
                     model.loss(x.to(self.device), y.to(self.device), it=self.it)
 
 # %% ../nbs/04_train.ipynb #9dacde16
