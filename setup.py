@@ -1,4 +1,5 @@
 "The package's metadata, read from settings.ini, which nbdev reads too."
+
 from configparser import ConfigParser
 from pathlib import Path
 
