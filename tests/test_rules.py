@@ -1,0 +1,391 @@
+"The rules of `rules.py` hold in this repository, and each of them catches a violation planted in a tiny book."
+
+import filecmp
+import json
+import re
+import runpy
+import shutil
+import subprocess
+import sys
+from configparser import ConfigParser
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from rules import RULES, Book
+
+# ---- this repository
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_repository(name, root):
+    assert not (broken := list(RULES[name](Book(root)))), "\n".join([RULES[name].__doc__ or name, *broken])
+
+
+def regenerated(root: Path, copy: Path) -> list[str]:  # files that differ
+    "What `nbdev_clean` and `nbdev_export` would change in the repository `root`, found in a `copy`."
+    for name in ("nbs", "genbook", "settings.ini"):
+        source = root / name
+        ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        shutil.copytree(source, copy / name, ignore=ignore) if source.is_dir() else shutil.copy(source, copy / name)
+    for module in (copy / "genbook").rglob("*.py"):  # all are to be made anew, so an orphan is missed
+        if module.name != "__init__.py":
+            module.unlink()
+    tool = "from nbdev.clean import nbdev_clean; from nbdev.doclinks import nbdev_export; nbdev_clean(); nbdev_export()"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", tool], cwd=copy, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    different = []
+    for folder in ("nbs", "genbook"):
+        a, b = ({p.relative_to(r) for p in (r / folder).rglob("*") if p.suffix in (".py", ".ipynb")} for r in (root, copy))
+        a = {p for p in a if ".ipynb_checkpoints" not in p.parts}
+        different += [str(p) for p in sorted(a | b) if p not in a & b or not filecmp.cmp(root / p, copy / p, shallow=False)]
+    return different
+
+
+def test_exported(root, tmp_path):
+    "The notebooks are clean, and genbook/ is what they export: no file differs, is new, or is left over."
+    assert not (changed := regenerated(root, tmp_path)), "run `make export`: " + ", ".join(changed)
+
+
+def modules_after(code: str) -> set[str]:  # top-level names
+    "What a fresh interpreter has imported after `code`."
+    end = "\nimport sys; print('\\n' + ' '.join({m.split('.')[0] for m in sys.modules}))"
+    done = subprocess.run([sys.executable, "-c", code + end], capture_output=True, text=True, check=True)
+    return set(done.stdout.splitlines()[-1].split())
+
+
+@pytest.mark.parametrize(
+    ("code", "heavy"),
+    [
+        ("import genbook; genbook.__version__", {"torch", "numpy", "matplotlib", "papermill"}),
+        ("from genbook.cli import cli; cli(['--help'], standalone_mode=False)", {"torch", "numpy", "matplotlib", "papermill"}),
+        ("from genbook.cli import cli; cli(['list'], standalone_mode=False)", {"torch", "numpy", "matplotlib", "papermill"}),
+        ("import genbook.models.vae", {"matplotlib", "torchvision", "papermill", "sklearn", "IPython"}),
+        ("import genbook.data, genbook.likelihood, genbook.train", {"matplotlib", "torchvision", "papermill", "IPython"}),
+    ],
+)
+def test_imports_are_light_when_they_run(code, heavy):
+    assert not heavy & modules_after(code)
+
+
+def test_a_heavy_import_is_seen():
+    assert {"csv", "email"} <= modules_after("import csv, email.message")
+
+
+def requirements(root, *keys):  # canonical name -> requirement
+    "What settings.ini requires."
+    config = ConfigParser(delimiters=["="])
+    config.read(root / "settings.ini")
+    return {canonicalize_name(r.name): r for key in keys for r in map(Requirement, config["DEFAULT"][key].split())}
+
+
+def test_constraints_fit_settings(root):
+    "Each dependency of settings.ini has an exact version in constraints.txt, inside its range; what is installed here is inside it too."
+    lines = (root / "constraints.txt").read_text().splitlines()
+    pins = {canonicalize_name(r.name): r for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
+    for name, r in requirements(root, "requirements", "dev_requirements").items():
+        pin = next(iter(pins[name].specifier))
+        assert pin.operator == "==" and r.specifier.contains(pin.version), f"{r} and {pins[name]}"
+        assert r.specifier.contains(version(name)), f"{r}: {version(name)} is installed"
+
+
+def test_what_is_imported_is_required(root):
+    "The exported modules import the standard library, genbook, and what settings.ini requires, itself or through these."
+    required = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
+    known = {required.get(name, name.replace("-", "_")) for name in requirements(root, "requirements")} | set(sys.stdlib_module_names)
+    known |= {"genbook", "IPython", "PIL", "nbclient", "nbformat", "jupyter_client"}  # of jupyterlab, torchvision and papermill
+    known |= {"nbdev", "nbconvert", "latex2mathml"}  # of the report, in the extra `dev`
+    for path in (root / "genbook").rglob("*.py"):
+        imported = set(re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text()))
+        assert imported <= known, f"{path.name} imports {imported - known}"
+
+
+# ---- a tiny book, with violations planted
+
+INFRASTRUCTURE = """
+# %% [markdown]
+# Core
+
+> What all notebooks share
+
+# %%
+#| default_exp core
+
+# %%
+#| export
+import math
+
+# %%
+#| exports
+def area(
+    radius: float,  # in metres
+    scale: float = 1.0,  # of the map
+) -> float:
+    "The area of a disc, in square metres; raises `ValueError` for a negative radius."
+    radius = radius * scale
+    if radius < 0:
+        raise ValueError("radius")
+    return math.pi * radius**2
+"""
+
+SECOND = """
+# %% [markdown]
+# Models
+
+> The second notebook
+
+# %%
+#| default_exp prob
+
+# %%
+#| exports
+class Disc:
+    "A disc of some `radius`."
+
+    def __init__(self, radius: float):
+        self.radius = radius
+
+    def contains(self, x: float) -> bool:
+        "Is `x` inside?"
+        return abs(x) < self.radius
+"""
+
+CHAPTER = r"""
+# %% [markdown]
+# Discs
+
+> A chapter
+
+# %%
+#| default_exp models.disc
+
+# %% tags=parameters
+steps: int = 3  # how many
+lr: float | None = None  # the learning rate
+seed: int = 0  # of everything
+device: str = "auto"  # where
+run_dir: str | None = None  # folder of the run
+
+# %%
+#| export
+from genbook.core import area
+
+# %% [markdown]
+## The idea
+
+## Derivation
+
+$$ A(r) = \pi r^2 $$ {#eq-disc-area}
+
+and with @eq-disc-area the definition
+
+$$ d = 2r. $$ {#eq-def-diameter}
+
+## Building blocks
+
+## The model
+
+## Does it agree with theory?
+
+# %%
+# eq-disc-area
+assert abs(area(1.0) - 3.14159) < 1e-5
+
+# %% [markdown]
+## Train, look, measure
+
+# %%
+#| label: fig-disc
+#| fig-cap: A disc.
+#| fig-alt: A black disc on white.
+run.figure(draw(area), "disc")
+
+# %% [markdown]
+## What is measured
+
+## Implementation notes
+
+## Exercises
+
+## References
+"""
+
+INDEX = """
+# %% [markdown]
+# Tiny
+
+> A book of discs
+
+See [the chapter](10_models.disc.ipynb) and [the web](https://example.org).
+
+# %%
+#| hide
+secret = 1
+
+# %%
+from genbook.core import area
+"""
+
+
+def notebook(text: str) -> dict:
+    "A notebook from its cells in percent format."
+    cells = []
+    for i, (head, body) in enumerate(re.findall(r"(?ms)^# %%([^\n]*)\n(.*?)(?=^# %%|\Z)", text)):
+        cell = {"cell_type": "markdown", "id": f"cell{i:04}", "metadata": {}, "source": body.strip("\n").splitlines(keepends=True)}
+        if "[markdown]" not in head:
+            tags = {"tags": [head.split("=")[1]]} if "tags=" in head else {}
+            cell |= {"cell_type": "code", "execution_count": None, "metadata": tags, "outputs": []}
+        cells.append(cell)
+    kernel = {"display_name": "python3", "language": "python", "name": "python3"}
+    return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+
+
+BOOK = {
+    "nbs/00_core.ipynb": INFRASTRUCTURE,
+    "nbs/03_prob.ipynb": SECOND,
+    "nbs/10_models.disc.ipynb": CHAPTER,
+    "nbs/index.ipynb": INDEX,
+    "genbook/__init__.py": '__version__ = "0.1.0"\n',
+    "genbook/core.py": "# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/00_core.ipynb.\n",
+    "genbook/models/disc.py": "# AUTOGENERATED! DO NOT EDIT! File to edit: ../../nbs/10_models.disc.ipynb.\n",
+    ".gitignore": "runs/\n__pycache__/\n",
+}
+
+
+def write(root: Path, files: dict[str, str]) -> Book:
+    "A repository with these files; notebooks are given in percent format, and README.md is made."
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(notebook(text), indent=1, sort_keys=True) + "\n" if name.endswith(".ipynb") else text)
+    if "README.md" not in files:
+        readme = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "readme.py"))["readme"]
+        (root / "README.md").write_text(readme(root / "nbs" / "index.ipynb"))
+    return Book(root)
+
+
+def test_tiny_book_is_sound(tmp_path):
+    book = write(tmp_path, BOOK)
+    assert {name: broken for name, r in RULES.items() if (broken := list(r(book)))} == {}
+    assert "[the chapter](nbs/10_models.disc.ipynb)" in (tmp_path / "README.md").read_text()
+    assert "secret" not in (tmp_path / "README.md").read_text()
+
+
+CORE, PROB, DISC = "nbs/00_core.ipynb", "nbs/03_prob.ipynb", "nbs/10_models.disc.ipynb"
+LONG = "def long(\n    x: int,  # a number\n) -> int:\n    'Long.'\n" + "    x += 1\n" * 37 + "    return x\n"
+COPY = INFRASTRUCTURE[INFRASTRUCTURE.index("def area(") :]
+PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
+    ("one_notebook_one_module", DISC, "default_exp models.disc", "default_exp models.disk", "exports to models.disk"),
+    ("one_notebook_one_module", CORE, "#| exports", "#| exports other.module", "exports elsewhere"),
+    ("one_notebook_one_module", "nbs/runs/11_models.disc.ipynb", "", CHAPTER, "not of the form"),
+    ("one_notebook_one_module", "genbook/old.py", "", "# File to edit: ../nbs/05_old.ipynb.\n", "old.py"),
+    ("one_notebook_one_module", "genbook/hand.py", "", "x = 1\n", "hand.py"),
+    ("numbers_are_unique", "nbs/10_models.other.ipynb", "", CHAPTER.replace("disc", "other"), "same number"),
+    ("imports_go_down", CORE, "import math", "from genbook.models.disc import area", "imports models.disc"),
+    ("imports_go_down", CORE, "    radius = ", "    from genbook import create_model\n    radius = ", "imports zoo"),
+    ("imports_go_down", DISC, "import area", "import *", "star"),
+    ("imports_go_down", DISC, "from genbook.core", "from ..core", "relative"),
+    ("imports_are_light", CORE, "import math", "import math\nimport torch.nn", "torch"),
+    ("imports_are_light", CORE, "import math", "try:\n    import matplotlib.pyplot\nexcept ImportError:\n    pass", "matplotlib"),
+    ("imports_stand_alone", CORE, "import math", "import math\n\ntau = 2 * math.pi", "other code"),
+    ("small", CORE, "#| exports\ndef area", f"#| exports\n{LONG}\n\ndef area", "long has 42 lines"),
+    ("small", DISC, "# eq-disc-area", "# eq-disc-area\n" + "area(1.0)\n" * 60, "lines"),
+    ("small", DISC, "## References", "## References\n" + "x" * 400_000, "kB"),
+    ("options_are_sound", CORE, "#| exports", "#| exports:", "exports:"),
+    ("options_are_sound", DISC, "#| fig-cap: A disc.", "#| fig-cap: |\n#|   A disc.", "option"),
+    ("options_are_sound", CORE, "#| exports\n", "x = 1\n#| exports\n", "after the code"),
+    ("nothing_is_skipped", DISC, "# eq-disc-area", "#| eval: false\n# eq-disc-area", "skipped"),
+    ("nothing_is_skipped", DISC, "# eq-disc-area", "#| slow\n# eq-disc-area", "skipped"),
+    ("nothing_is_skipped", DISC, "> A chapter", "> A chapter\n\n- skip_exec: true", "never executed"),
+    ("nothing_is_skipped", DISC, "# eq-disc-area", "import nbdev; nbdev.nbdev_export()\n# eq-disc-area", "never executed"),
+    ("nothing_is_skipped", DISC, "# eq-disc-area", 'quick = "CI" in environ\n# eq-disc-area', "branches"),
+    ("nothing_is_skipped", "nbs/.notest", "", "", ".notest"),
+    ("plain_python", CORE, "import math", "%matplotlib inline\nimport math", "not Python"),
+    ("plain_python", CORE, "    return math", "    plt.show()\n    return math", "shows a figure"),
+    ("plain_python", DISC, "## What is measured", "---\n## What is measured", "begins with ---"),
+    ("parameters", DISC, " tags=parameters", "", "0 parameters cells"),
+    ("parameters", DISC, "# %%\n#| label", "# %% tags=parameters\n#| label", "2 parameters cells"),
+    ("parameters", DISC, "steps: int = 3", "steps = 3", "annotated scalar"),
+    ("parameters", DISC, "steps: int = 3", "steps: list = [3]", "annotated scalar"),
+    ("parameters", DISC, "steps: int = 3", "steps: int = 3 * 4", "annotated scalar"),
+    ("parameters", DISC, "  # how many", "", "no comment"),
+    ("parameters", DISC, "seed: int = 0  # of everything\n", "", "no seed"),
+    ("no_loop_outside_train", DISC, "# eq-disc-area", "loss.backward()\n# eq-disc-area", "trains by itself"),
+    ("no_loop_outside_train", DISC, "# eq-disc-area", "torch.optim.Adam(p)\n# eq-disc-area", "trains by itself"),
+    ("no_loop_outside_train", DISC, "import area", "import area\nfrom torch.optim import Adam", "trains by itself"),
+    ("no_copies", DISC, "# %%\n# eq-disc-area", f"# %%\n{COPY}\n\n# %%\n# eq-disc-area", "00_core"),
+    ("documented", CORE, '    "The area', '    # "The area', "no docstring"),
+    ("documented", CORE, "radius: float,", "radius,", "radius) has no type"),
+    ("documented", CORE, "  # of the map", "", "scale) has neither"),
+    ("documented", PROB, 'Is `x` inside?"', '"', "Disc.contains has no docstring"),
+    ("documented", PROB, "x: float", "x", "contains(x) has no type"),
+    ("documented", PROB, "of some `radius`", "", "__init__(radius) has neither"),
+    ("ten_sections", DISC, "\n\n> A chapter", "", "title"),
+    ("ten_sections", DISC, "## Building blocks", "## Parts", "building blocks"),
+    ("ten_sections", DISC, "## Derivation", "## The model", "derivation"),
+    ("equations_are_asserted", DISC, "# eq-disc-area", "# the area", "no cell asserts eq-disc-area"),
+    ("equations_are_asserted", DISC, "assert abs(area(1.0) - 3.14159) < 1e-5", "print(area(1.0))", "no cell asserts eq-disc-area"),
+    ("equations_are_asserted", DISC, " {#eq-disc-area}", "", "no label"),
+    ("equations_are_asserted", DISC, "# eq-disc-area", "# eq-disc-area, eq-disc-volume", "no equation eq-disc-volume"),
+    ("equations_are_asserted", DISC, "## Exercises", "## Exercises\n$$ a $$ {#eq-def-diameter}", "2 equations"),
+    ("figures_have_captions", DISC, "#| fig-alt: A black disc on white.\n", "", "without fig-alt"),
+    ("figures_have_captions", DISC, "#| label: fig-disc\n", "", "without label"),
+    ("figures_have_captions", DISC, "# eq-disc-area", "#| label: fig-disc\n# eq-disc-area", "2 figures"),
+    ("references_resolve", DISC, "@eq-disc-area", "@eq-disc-volume", "no eq-disc-volume"),
+    ("readme_is_index", "README.md", "", "# Tiny\n", "README"),
+    ("no_machine_is_named", DISC, "## References", "## References\n\nsee /home/me/notes", "/home/m"),
+    ("no_machine_is_named", "Makefile", "", "pip install -i https://pypi.org/simple genbook\n", "Makefile:1"),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "old", "new", "word"), PLANTED, ids=[f"{p[0]}-{p[4]}" for p in PLANTED])
+def test_planted(name, file, old, new, word, tmp_path):
+    assert old in BOOK.get(file, ""), "the plant needs its place"
+    broken = list(RULES[name](write(tmp_path, BOOK | {file: BOOK[file].replace(old, new, 1) if old else new})))
+    assert any(word in line for line in broken), broken
+
+
+DIRTY = [
+    (lambda nb: nb["metadata"].update(papermill={}), "metadata papermill"),
+    (lambda nb: nb["cells"][1].update(execution_count=3), "execution count"),
+    (lambda nb: nb["cells"][1]["metadata"].update(collapsed=True), "metadata collapsed"),
+    (lambda nb: nb["cells"][1].pop("id"), "without ids"),
+    (lambda nb: nb["cells"][1].update(id=nb["cells"][0]["id"]), "the same"),
+    (lambda nb: nb["cells"][1].update(outputs=[{"output_type": "stream", "name": "stderr", "text": ["0%"]}]), "progress bar"),
+    (lambda nb: nb["cells"][1].update(outputs=[{"output_type": "error"}]), "an error"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "word"), DIRTY, ids=[d[1] for d in DIRTY])
+def test_dirty_notebook(spoil, word, tmp_path):
+    book = write(tmp_path, BOOK)
+    nb = json.loads((tmp_path / DISC).read_text())
+    spoil(nb)
+    (tmp_path / DISC).write_text(json.dumps(nb))
+    assert any(word in line for line in RULES["clean"](book))
+
+
+def test_figure_among_the_outputs_needs_a_caption(tmp_path):
+    book = write(tmp_path, BOOK)
+    nb = json.loads((tmp_path / DISC).read_text())
+    nb["cells"][5]["outputs"] = [{"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}]
+    (tmp_path / DISC).write_text(json.dumps(nb))
+    assert any("eq-disc-area" in line and "without" in line for line in RULES["figures_have_captions"](book))
+
+
+def test_drift_is_seen(root, tmp_path):
+    "What is exported is found to agree; an edited module, a new notebook and an orphan are found to differ."
+    book, made, again = (tmp_path / n for n in ("book", "made", "again"))
+    write(book, BOOK)
+    shutil.copy(root / "settings.ini", book)
+    for d in (made, again):
+        d.mkdir()
+    new = {f"genbook/{name}.py" for name in ("_modidx", "core", "prob", "models/__init__", "models/disc")}
+    assert set(regenerated(book, made)) == new
+    shutil.copytree(made / "genbook", book / "genbook", dirs_exist_ok=True)
+    (book / "genbook" / "core.py").write_text((made / "genbook" / "core.py").read_text().replace("math.pi", "3.14"))
+    (book / "genbook" / "prob.py").unlink()
+    (book / "genbook" / "old.py").write_text("x = 1\n")
+    assert regenerated(book, again) == ["genbook/core.py", "genbook/old.py", "genbook/prob.py"]
