@@ -13,8 +13,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from .core import GenbookError, Metric, assert_close, metric
-from .prob import DiagonalNormal, Gaussian, StandardNormal, likelihood, normal_log_prob
+from .core import GenbookError, Metric, metric
+from .prob import DiagonalNormal, StandardNormal
 
 # %% ../nbs/05_likelihood.ipynb #cd28f3a9
 def log_likelihood(
@@ -170,7 +170,8 @@ def _weights(model, q, x: Tensor, k: int, generator, rows: int) -> tuple[Tensor,
     "log p(x|z), log p(z), log q(z|x), each (k, b) in float64, from noise that comes in whole blocks of samples."
     draws = [q.rsample_and_log_prob(generator, k=_SAMPLES) for _ in range(-(-k // _SAMPLES))]
     z, logq = (torch.cat(t)[:k] for t in zip(*draws, strict=True))
-    return tuple(t.cpu().double() for t in (log_likelihood(model, x, z, rows), model.prior.log_prob(z), logq))
+    logp = log_likelihood(model, x, z, _count("batch_size", rows))
+    return tuple(t.cpu().double() for t in (logp, model.prior.log_prob(z), logq))
 
 
 def _bounds(model, q, x: Tensor, k: int, elbo_samples: int, generator, rows: int) -> dict[str, Tensor]:

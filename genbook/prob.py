@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .core import GenbookError, assert_close, check_choice
+from .core import GenbookError, check_choice
 
 # %% ../nbs/03_prob.ipynb #de78e809
 def normal_log_prob(

@@ -1,0 +1,207 @@
+"Likelihood evaluation: what a notebook should not check. Chunking, seeds, global state, errors."
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from genbook.core import GenbookError
+from genbook.likelihood import elbo, evaluate, iw_bound_from, iw_nll, log_aggregate, log_weights
+from genbook.prob import LIKELIHOODS, DiagonalNormal, StandardNormal, likelihood, n_params
+
+
+class Tiny(nn.Module):
+    "A VAE on 1x4x4 images with batch normalisation and dropout, which evaluation has to switch off."
+
+    def __init__(self, name="bernoulli", levels=2, d=3):
+        super().__init__()
+        self.levels, self.name, self.prior, self.calls = levels, name, StandardNormal(d), []
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.BatchNorm1d(12), nn.GELU(), nn.Dropout(0.5), nn.Linear(12, 2 * d))
+        self.decoder = nn.Linear(d, 16 * n_params(name, levels=levels))
+
+    def posterior(self, x):
+        return DiagonalNormal(*self.encoder(x).chunk(2, -1))
+
+    def likelihood(self, z):
+        self.calls.append(len(z))
+        return likelihood(self.name, self.decoder(z).unflatten(-1, (-1, 4, 4)), levels=self.levels, log_scale=-1.0)
+
+
+class PlainAutoencoder(nn.Module):
+    def reconstruct(self, x):
+        return x * 0.5
+
+
+def images(n=230, levels=2):
+    return torch.randint(0, levels, (n, 1, 4, 4), generator=torch.Generator().manual_seed(1)) / (levels - 1)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Tiny()
+
+
+def values(result):
+    return {name: m.value for name, m in result.items()}
+
+
+def test_result_does_not_depend_on_the_batch_size(model):
+    expected = values(evaluate(model, images(), k=70, batch_size=100_000))
+    for batch_size in (7, 333, 1000):
+        model.calls.clear()
+        assert values(evaluate(model, images(), k=70, batch_size=batch_size)) == pytest.approx(expected, abs=1e-5)
+        assert sorted(model.calls)[-1] == max(batch_size, 100)  # 100: the reconstructions of a block
+
+
+def test_same_seed_same_result_and_another_seed_another(model):
+    first, second, other = (values(evaluate(model, images(), k=20, seed=s)) for s in (3, 3, 4))
+    assert first == second
+    assert all(first[name] != other[name] for name in ("elbo", "iw_nll", "ess", "mutual_information", "aggregate_kl"))
+    assert first["mse"] == other["mse"]
+
+
+def test_first_images_and_samples_are_the_same_alone(model):
+    x = images()
+    whole = elbo(model, x[:200], samples=1).value * 200
+    parts = elbo(model, x, n=100).value * 100
+    assert elbo(model, x[:100]).value * 100 == pytest.approx(parts, abs=1e-6)
+    assert whole != pytest.approx(2 * parts, abs=1e-3)
+    result = evaluate(model, x, k=60, elbo_samples=7)
+    assert result["elbo"].value == pytest.approx(elbo(model, x, samples=7).value, abs=1e-6)
+    assert result["iw_nll"].value == pytest.approx(iw_nll(model, x, 60).value, abs=1e-6)
+    assert iw_nll(model, x, 1).value == pytest.approx(-elbo(model, x).value, abs=1e-6)
+
+
+def test_more_samples_do_not_loosen_the_bound(model):
+    bounds = [iw_nll(model, images(), k) for k in (1, 8, 64, 512)]
+    assert all(a.value > b.value for a, b in zip(bounds, bounds[1:], strict=False))
+
+
+def test_global_state_is_untouched(model):
+    model.train()
+    model.encoder[4].eval()  # a part that was in evaluation mode stays so
+    before, statistics = torch.get_rng_state(), model.encoder[2].running_mean.clone()
+    result = evaluate(model, images(), k=5)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(model.encoder[2].running_mean, statistics)
+    assert model.training and model.encoder[2].training and not model.encoder[4].training
+    assert all(p.grad is None for p in model.parameters())
+    torch.rand(7)  # results do not depend on the global state either
+    assert values(evaluate(model, images(), k=5)) == values(result)
+
+
+def test_training_flags_come_back_after_an_error(model):
+    before = torch.get_rng_state()
+    with pytest.raises(GenbookError, match="do not fit"):
+        evaluate(model.train(), torch.zeros(3, 1, 2, 8), k=2)
+    assert model.training and model.encoder[2].training
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_global_noise_is_seeded_for_models_that_use_it(model):
+    class Careless(Tiny):
+        def posterior(self, x):
+            q = super().posterior(x)
+            return SimpleNamespace(rsample_and_log_prob=lambda generator, k=None: q.rsample_and_log_prob(k=k))
+
+        def reconstruct(self, x):
+            return x
+
+    careless = Careless()
+    before = torch.get_rng_state()
+    first = values(evaluate(careless, images(), k=5))
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    assert values(evaluate(careless, images(), k=5)) == first
+    assert "active_units" not in first and first["mse"] == 0
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+@pytest.mark.parametrize("levels", [2, 17, 256])
+def test_metrics_that_apply(name, levels):
+    torch.manual_seed(0)
+    result = evaluate(Tiny(name, levels), images(60, levels), k=3, split="valid")
+    discrete = name not in ("bernoulli", "gaussian") or (name == "bernoulli" and levels == 2)
+    assert ("bits_per_dim" in result) == discrete == ("density" not in result["elbo"].estimator)
+    assert {"elbo", "rec", "kl", "iw_nll", "ess", "mse", "active_units", "mutual_information", "aggregate_kl"} == set(result) - {
+        "bits_per_dim"
+    }
+    assert all(math.isfinite(m.value) and m.split == "valid" and m.n == 60 for m in result.values())
+    if discrete:
+        assert result["bits_per_dim"].value == pytest.approx(result["iw_nll"].value / 16 / math.log(2))
+        assert result["bits_per_dim"].se == pytest.approx(result["iw_nll"].se / 16 / math.log(2))
+
+
+def test_a_plain_autoencoder_has_a_reconstruction_error_only():
+    result = evaluate(PlainAutoencoder(), images(50))
+    assert set(result) == {"mse"} and result["mse"].value == pytest.approx(0.25 * images(50).mean().item(), abs=1e-6)
+
+
+def test_information_adds_up_and_is_bounded(model):
+    result = evaluate(model, images(), k=200)
+    parts = result["mutual_information"], result["aggregate_kl"]
+    se = sum(p.se**2 for p in parts) ** 0.5
+    assert abs(sum(p.value for p in parts) - result["kl"].value) < 4 * se + 1e-3
+    assert parts[0].value <= math.log(230)
+
+
+def test_leaving_out_is_the_mixture_of_the_others():
+    torch.manual_seed(0)
+    mu, logvar, z = torch.randn(3, 5, 2, dtype=torch.float64)
+    others = [j for j in range(5) if j != 3]
+    mixture = torch.stack([DiagonalNormal(mu[j], logvar[j]).log_prob(z[3]) for j in others]).logsumexp(0) - math.log(4)
+    for chunk in (1, 2, 5):
+        torch.testing.assert_close(log_aggregate(z, mu, logvar, leave_out=True, chunk=chunk)[3], mixture)
+
+
+def test_importance_weighted_objective_has_gradients(model):
+    loss = -iw_bound_from(log_weights(model, images(8), 4)).mean()
+    loss.backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "encoder.1.bias" not in n)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"k": 0}, "k: 0"),
+        ({"k": 2.5}, "k: 2.5"),
+        ({"elbo_samples": -1}, "elbo_samples"),
+        ({"n": 0}, "n: 0"),
+        ({"n": 999}, "230"),
+        ({"batch_size": 0}, "batch_size"),
+    ],
+)
+def test_bad_counts(model, arguments, words):
+    with pytest.raises(GenbookError, match=words):
+        evaluate(model, images(), **arguments)
+
+
+class Grey:
+    "A split of a data set as `evaluate` sees it."
+
+    levels, image_shape = 256, (1, 4, 4)
+
+    def __init__(self):
+        self.x = (images(30, 256) * 255).to(torch.uint8)
+
+    def __len__(self):
+        return len(self.x)
+
+    def float(self, idx, generator=None):
+        return torch.bernoulli(self.x[idx] / 255, generator=generator), None
+
+
+def test_images_of_other_levels_are_an_error(model):
+    with pytest.raises(GenbookError, match="256 levels, but the model was made for 2"):
+        evaluate(model, Grey(), k=2)
+
+
+def test_a_split_that_is_binarised_anew_gives_the_same_result(model):
+    split = Grey()
+    split.levels = 2
+    first = values(evaluate(model, split, k=5))
+    torch.rand(3)
+    assert values(evaluate(model, split, k=5)) == first
