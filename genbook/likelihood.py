@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .core import GenbookError, Metric, metric
+from .data import Images
 from .prob import DiagonalNormal, StandardNormal
 
 # %% ../nbs/05_likelihood.ipynb #cd28f3a9
 def log_likelihood(
-    model,  # with `likelihood(z)`
+    model: nn.Module,  # with `likelihood(z)`
     x: Tensor,  # images in [0, 1], (b, c, h, w)
     z: Tensor,  # codes, (k, b, d)
     rows: int | None = None,  # codes that are decoded at a time; None: all of them
@@ -31,7 +32,7 @@ def log_likelihood(
 
 
 def log_weights(
-    model,  # with `posterior(x)`, `likelihood(z)` and `prior`
+    model: nn.Module,  # with `posterior(x)`, `likelihood(z)` and `prior`
     x: Tensor,  # images in [0, 1], (b, c, h, w)
     k: int,  # samples per image
     generator: torch.Generator | None = None,
@@ -121,7 +122,7 @@ def aggregate_kl(
     logvar: Tensor,  # posterior log-variances, (n, d)
     generator: torch.Generator | None = None,
     *,
-    prior=None,  # with `log_prob(z)`; None: standard normal
+    prior: nn.Module | None = None,  # with `log_prob(z)`; None: standard normal
 ) -> Tensor:  # nats, one term per image, (n,)
     "KL from aggregate posterior to prior; the other part of the mean KL, with the bias of `mutual_information` reversed."
     z = DiagonalNormal(mu, logvar).rsample_and_log_prob(generator)[0]
@@ -195,7 +196,7 @@ def _per_image(model, images, terms, n: int | None, seed: int, device) -> dict[s
 # %% ../nbs/05_likelihood.ipynb #29be51a3
 def elbo(
     model: nn.Module,  # with `posterior`, `likelihood` and `prior`
-    images,  # a split of a data set, or a tensor (n, c, h, w) in [0, 1]
+    images: Images | Tensor,  # a split of a data set, or a tensor (n, c, h, w) in [0, 1]
     *,
     samples: int = 1,  # of the posterior, per image
     n: int | None = None,  # the first n images; None: all
@@ -212,7 +213,7 @@ def elbo(
 
 def iw_nll(
     model: nn.Module,  # with `posterior`, `likelihood` and `prior`
-    images,  # a split of a data set, or a tensor (n, c, h, w) in [0, 1]
+    images: Images | Tensor,  # a split of a data set, or a tensor (n, c, h, w) in [0, 1]
     k: int,  # importance samples per image
     *,
     n: int | None = None,  # the first n images; None: all
@@ -229,7 +230,7 @@ def iw_nll(
 # %% ../nbs/05_likelihood.ipynb #94174c0f
 def evaluate(
     model: nn.Module,  # with `posterior`, `likelihood` and `prior`, or with `reconstruct`
-    images,  # a split of a data set, or a tensor (n, c, h, w) in [0, 1]
+    images: Images | Tensor,  # a split of a data set, or a tensor (n, c, h, w) in [0, 1]
     *,
     k: int = 500,  # importance samples per image
     elbo_samples: int | None = None,  # samples per image of the ELBO and its parts; None: k

@@ -271,6 +271,13 @@ class DiscretizedGaussian(Discretized):
     cdf, log_cdf, log_mass = torch.special.ndtr, staticmethod(normal_log_cdf), staticmethod(normal_log_mass)
     noise = staticmethod(lambda u: torch.special.ndtri(u[0]))
 
+# %% ../nbs/03_prob.ipynb #80e3bb5d
+def _divide(name: str, channels: int, parts: int) -> int:
+    "channels / parts, or an error."
+    if channels % parts:
+        raise GenbookError(f"{name}: {channels} channels are not a multiple of {parts}")
+    return channels // parts
+
 # %% ../nbs/03_prob.ipynb #9bd37d5e
 class Categorical(ImageLikelihood):
     "A softmax over the levels of every pixel value; parameters (..., c*levels, h, w), the levels of a channel side by side."
@@ -300,13 +307,6 @@ class Categorical(ImageLikelihood):
         "One image for each set of parameters, on the grid of levels (the Gumbel-max trick)."
         u = torch.rand(self.logits.shape, dtype=self.logits.dtype, device=self.logits.device, generator=generator)
         return (self.logits - (-u.clamp(1e-7, 1 - 1e-7).log()).log()).argmax(-1) / (self.levels - 1)
-
-# %% ../nbs/03_prob.ipynb #80e3bb5d
-def _divide(name: str, channels: int, parts: int) -> int:
-    "channels / parts, or an error."
-    if channels % parts:
-        raise GenbookError(f"{name}: {channels} channels are not a multiple of {parts}")
-    return channels // parts
 
 # %% ../nbs/03_prob.ipynb #dd88752f
 LIKELIHOODS = {
