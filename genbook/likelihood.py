@@ -104,7 +104,7 @@ def log_aggregate(
         out.append(logq.logsumexp(1))
     return torch.cat(out) - math.log(n - leave_out)
 
-
+# %% ../nbs/05_likelihood.ipynb #b771b830
 def mutual_information(
     mu: Tensor,  # posterior means of all images, (n, d)
     logvar: Tensor,  # posterior log-variances, (n, d)

@@ -27,12 +27,18 @@ def normal_log_prob(
     "Log-density of the diagonal normal, summed over the last dimension."
     return -0.5 * ((z - mu) ** 2 * (-logvar).exp() + logvar + math.log(2 * math.pi)).sum(-1)
 
+# %% ../nbs/03_prob.ipynb #dd86ced0
+def _full(t: Tensor) -> Tensor:
+    "At least float32: nothing here is computed in half precision, whatever the network ran in."
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) or not t.is_floating_point() else t
+
 # %% ../nbs/03_prob.ipynb #d7fccd46
 def kl_to_std(
     mu: Tensor,  # posterior mean, (..., d)
     logvar: Tensor,  # posterior log-variance, (..., d)
 ) -> Tensor:  # nats per example, (...)
     "KL from N(`mu`, exp(`logvar`)) to the standard normal (Kingma & Welling 2014, appendix B)."
+    mu, logvar = _full(mu), _full(logvar)
     return 0.5 * (mu**2 + logvar.expm1() - logvar).sum(-1)
 
 # %% ../nbs/03_prob.ipynb #4a51c0fa
@@ -44,7 +50,7 @@ class DiagonalNormal:
         mu: Tensor,  # mean, (..., d)
         logvar: Tensor,  # log-variance, (..., d)
     ):
-        self.mu, self.logvar = mu, logvar
+        self.mu, self.logvar = _full(mu), _full(logvar)
 
     mean = property(lambda self: self.mu)
     stddev = property(lambda self: (0.5 * self.logvar).exp())
@@ -190,11 +196,6 @@ class ImageLikelihood:
     def __repr__(self):
         return f"{type(self).__name__}{tuple(self.loc.shape)}, levels={self.levels}"
 
-# %% ../nbs/03_prob.ipynb #dd86ced0
-def _full(t: Tensor) -> Tensor:
-    "At least float32: likelihoods are not computed in half precision."
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) or not t.is_floating_point() else t
-
 # %% ../nbs/03_prob.ipynb #2e89b20c
 class Bernoulli(ImageLikelihood):
     "Independent binary pixels with logits `loc`; for grey values the summed cross-entropy, which is not a probability."
@@ -250,7 +251,7 @@ class Discretized(ImageLikelihood):
         x = self.loc + self.log_scale.exp() * self.noise(u.clamp(1e-7, 1 - 1e-7))
         return (x.clamp(0, 1) * (self.levels - 1)).round() / (self.levels - 1)
 
-
+# %% ../nbs/03_prob.ipynb #58f7ca34
 class DiscretizedLogistic(Discretized):
     "Logistic density integrated over bins (Kingma et al. 2016; Salimans et al. 2017)."
 
@@ -358,7 +359,7 @@ class Bijection(nn.Module):
         "x = f^-1(y) and log|det dx/dy|."
         raise NotImplementedError
 
-
+# %% ../nbs/03_prob.ipynb #a78ab003
 class Compose(Bijection):
     "Maps applied one after the other; `inverse` goes backwards."
 
