@@ -384,7 +384,7 @@ class Compose(Bijection):
             total = total + ldj
         return y, total
 
-
+# %% ../nbs/03_prob.ipynb #41b84981
 class Inverse(Bijection):
     "The same map the other way round."
 
