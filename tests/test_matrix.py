@@ -1,0 +1,329 @@
+"""Properties of every model in `list_models()`.
+
+What a model can do it says by having the method, so a test asks for the method and not for the family.
+A model that joins the zoo is covered.
+"""
+
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from genbook import create_model, list_models
+from genbook.core import GenbookError
+
+MODELS = list_models()
+SIZES = [8, 16, 28, 32, 64]
+SMALL = {"width": 8}  # where a model takes it; networks of the reports have their own widths
+
+
+def build(name, shape=(1, 8, 8), **config):
+    "The model, narrow where that is possible."
+    try:
+        return create_model(name, shape, **(SMALL | config))
+    except GenbookError as e:
+        if "width" not in str(e):
+            raise
+        return create_model(name, shape, **config)
+
+
+def images(shape=(1, 8, 8), n=5, levels=256):
+    "Images of that many levels in [0, 1], (n, c, h, w)."
+    return torch.randint(levels, (n, *shape)) / (levels - 1)
+
+
+def randomise(model):
+    "Every parameter drawn anew, so that a zero at the start hides nothing; the scale keeps activations finite."
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.7 / math.sqrt(max(p[0].numel(), 1)) if p.ndim > 1 else 0.1)
+    return model
+
+
+def generator(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def having(*methods):
+    "Parametrise over the models that have these methods at 8x8."
+    able = [n for n in MODELS if all(hasattr(build(n), m) for m in methods)]
+    return pytest.mark.parametrize("name", able)
+
+
+def one_line(error, *words):
+    text = str(error.value)
+    assert "\n" not in text and len(text) < 300 and all(w in text for w in words), text
+
+
+def test_the_matrix_is_not_empty():
+    assert {n.split("_")[0] for n in MODELS} >= {"ae", "vae"} and len(MODELS) == len(set(MODELS)) >= 6
+
+
+# ---- shapes
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("name", MODELS)
+def test_every_size_and_channel(name, size):
+    "Builds at 8 to 64 pixels, grey and colour: finite terms of the loss, one for each example, and images in [0, 1]."
+    for c in (1, 3):
+        shape = (c, size, size)
+        model = build(name, shape)
+        x = images(shape, n=3)
+        terms = model.loss(x, it=torch.tensor(7))
+        assert "total" in terms._fields
+        for term, value in terms._asdict().items():
+            assert value.shape == (3,) and value.dtype == torch.float32 and value.isfinite().all(), term
+        for method, argument in [("reconstruct", x), ("sample", 3)]:
+            if hasattr(model, method):
+                out = getattr(model, method)(argument)
+                assert out.shape == x.shape and 0 <= out.min() and out.max() <= 1, method
+
+
+@having("encode", "decode")
+def test_codes(name):
+    "`encode` gives (b, d), `decode` images, for one image too, and `reconstruct` is one after the other."
+    model, x = build(name).eval(), images()
+    z = model.encode(x)
+    assert z.shape == (5, model.zdim) and model.decode(z).shape == x.shape
+    assert torch.equal(model.reconstruct(x), model.decode(z))
+    assert model.decode(model.encode(x[:1])).shape == (1, 1, 8, 8)
+
+
+@pytest.mark.parametrize("zdim", [1, 5])
+@having("encode")
+def test_latent_size_is_the_one_asked_for(name, zdim):
+    assert build(name, zdim=zdim).encode(images()).shape == (5, zdim)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("name", MODELS)
+def test_levels(name, levels):
+    "Takes data sets of 2, 17 (the digits) and 256 levels."
+    model = build(name, levels=levels)
+    assert model.loss(images(levels=levels)).total.isfinite().all()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_repr_shows_the_structure(name):
+    model = build(name)
+    assert all(f"({child}): " in repr(model) for child, _ in model.named_children())
+    assert any(kind in repr(model) for kind in ("Linear(", "Conv2d("))
+
+
+# ---- the loss
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_gradient_reaches_every_parameter(name):
+    model = randomise(build(name))
+    named = dict(model.named_parameters())
+    gradients = torch.autograd.grad(model.loss(images(n=16), it=torch.tensor(10**6)).total.mean(), list(named.values()), allow_unused=True)
+    dead = [n for n, g in zip(named, gradients, strict=True) if g is None or not g.isfinite().all() or not g.any()]
+    assert not dead, dead
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_of_an_example_is_its_own(name):
+    "In evaluation no example's loss depends on another's."
+    model = randomise(build(name)).eval()
+    x = images().requires_grad_()
+    (g,) = torch.autograd.grad(model.loss(x).total[2], x)
+    assert g[2].any() and not g[[0, 1, 3, 4]].any()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_is_determined_by_the_seed(name):
+    model, x = build(name).eval(), images()
+
+    def total(seed):
+        torch.manual_seed(seed)
+        return model.loss(x).total
+
+    assert torch.equal(total(1), total(1))
+    if hasattr(model, "posterior"):
+        assert not torch.equal(total(1), total(2))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_loss_is_float32_under_bfloat16(name):
+    "And close to the loss in full precision."
+    model, x = build(name).eval(), images()
+    torch.manual_seed(1)
+    exact = model.loss(x).total
+    torch.manual_seed(1)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.loss(x).total
+    assert half.dtype == torch.float32 and not torch.equal(half, exact)
+    torch.testing.assert_close(half, exact, rtol=0.1, atol=1.0)
+
+
+# ---- samples
+
+
+@having("sample")
+def test_samples_are_determined_by_the_generator(name):
+    model = randomise(build(name)).eval()
+    before = torch.get_rng_state()
+    a, b, c = (model.sample(4, generator=generator(s)) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+    assert torch.equal(before, torch.get_rng_state()), "the global generator was used as well"
+
+
+@having("sample")
+def test_samples_vary(name):
+    "A different image each time; with less temperature, less different."
+    model = randomise(build(name)).eval()
+    spread = [model.sample(64, temperature=t, generator=generator(0)).std(0).mean() for t in (1.0, 0.1)]
+    assert spread[0] > spread[1]
+
+
+@having("sample")
+def test_one_sample_and_labels_are_optional(name):
+    assert build(name).eval().sample(1, None).shape == (1, 1, 8, 8)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_weights_make_the_same_model(name, tmp_path):
+    "A model of other random weights is the same after loading, running statistics included."
+    model, other, x = build(name), build(name), images()
+    model.loss(x)  # batch-norm statistics move
+    model, other = model.eval(), other.eval()
+
+    def view(m):
+        torch.manual_seed(0)
+        return m.loss(x).total
+
+    assert not torch.equal(view(model), view(other))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    other.load_state_dict(load_file(tmp_path / "model.safetensors"))
+    assert torch.equal(view(model), view(other))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_same_seed_same_weights(name):
+    def weights(seed):
+        torch.manual_seed(seed)
+        return nn.utils.parameters_to_vector(build(name).parameters())
+
+    assert torch.equal(weights(3), weights(3)) and not torch.equal(weights(3), weights(4))
+
+
+# ---- bounds of the likelihood
+
+
+def mean_and_error(values):  # repetitions in the first dimension
+    return values.mean(), values.mean(1).std() / math.sqrt(len(values))
+
+
+@having("elbo", "iw_bound")
+def test_more_samples_tighten_the_bound(name):
+    "elbo = iw_bound(1) <= iw_bound(8) <= iw_bound(64) in mean, and the whole gain is larger than its error, so a sign would show."
+    model, x = randomise(build(name)).eval(), images(n=8)
+    with torch.no_grad():
+        bound = {k: torch.stack([model.iw_bound(x, k) for _ in range(48)]).double() for k in (1, 8, 64)}
+        elbo = torch.stack([model.elbo(x) for _ in range(48)]).double()
+    assert elbo.shape == (48, 8)
+    difference, error = mean_and_error(bound[1] - elbo)
+    assert difference.abs() < 4 * error + 1e-6 * elbo.abs().mean()
+    for low, high, gain in [(1, 8, -3), (8, 64, -3), (1, 64, 3)]:
+        difference, error = mean_and_error(bound[high] - bound[low])
+        assert difference > gain * error, (low, high, difference, error)
+
+
+@having("log_prob")
+def test_log_prob_is_determined_by_the_generator(name):
+    model, x = randomise(build(name)).eval(), images()
+    a, b = (model.log_prob(x, k=3, generator=generator(0)) for _ in range(2))
+    assert a.shape == (5,) and a.isfinite().all() and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("levels", [2, 256])
+@having("likelihood", "log_prob")
+def test_bits_per_dim_only_of_discrete_images(name, levels):
+    "A model whose likelihood is a density, or a cross-entropy of grey images, does not offer bits per dimension."
+    model, x = build(name, levels=levels).eval(), images(levels=levels)
+    assert hasattr(model, "bits_per_dim") == model.likelihood(model.encode(x)).discrete
+    if hasattr(model, "bits_per_dim"):
+        bits = model.bits_per_dim(x, k=3, generator=generator(0))
+        torch.testing.assert_close(bits, -model.log_prob(x, k=3, generator=generator(0)) / (64 * math.log(2)))
+        assert bits.mean() > 0  # a probability is less than 1
+
+
+@having("posterior", "likelihood", "prior", "elbo")
+def test_elbo_reads_as_its_formula(name):
+    "log p(x|z) + log p(z) - log q(z|x), averaged over z, is what `elbo` says, whatever weights or free bits the training objective has."
+    model, x = randomise(build(name)).eval(), images(n=8)
+    with torch.no_grad():
+        z, logq = model.posterior(x).rsample_and_log_prob(k=400)
+        formula = model.likelihood(z).log_prob(x) + model.prior.log_prob(z) - logq
+        elbo = torch.stack([model.elbo(x) for _ in range(100)])
+    assert z.shape == (400, 8, model.zdim) and formula.shape == (400, 8)
+    (a, sa), (b, sb) = mean_and_error(formula.double()), mean_and_error(elbo.double())
+    assert (a - b).abs() < 4 * (sa**2 + sb**2).sqrt() + 1e-6 * a.abs()
+
+
+@having("prior", "decode", "sample")
+def test_samples_come_from_the_prior(name):
+    "As many codes from the prior, decoded, have the mean of the samples."
+    model = randomise(build(name)).eval()
+    with torch.no_grad():
+        z = model.prior.sample(2000, generator=generator(0))
+        a, b = model.decode(z), model.sample(2000, generator=generator(1))
+    error = ((a.var(0) + b.var(0)) / 2000).sqrt().clamp_min(1e-4)
+    assert ((a.mean(0) - b.mean(0)).abs() / error).max() < 5
+
+
+# ---- mistakes
+
+
+@pytest.mark.parametrize("zdim", [0, -3, 1.5])
+@pytest.mark.parametrize("name", MODELS)
+def test_latent_size_must_be_positive(name, zdim):
+    with pytest.raises(GenbookError) as error:
+        create_model(name, (1, 8, 8), zdim=zdim)
+    one_line(error, "zdim", str(zdim))
+
+
+@pytest.mark.parametrize("shape", [(1, 0, 8), (8, 8), (1, 8, 8, 8), (0, 8, 8)])
+@pytest.mark.parametrize("name", MODELS)
+def test_image_shape_must_be_one(name, shape):
+    with pytest.raises(GenbookError) as error:
+        create_model(name, shape)
+    one_line(error, "image_shape")
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 2), (1, 9, 9), (1, 30, 30), (1, 12, 20)])
+@pytest.mark.parametrize("name", MODELS)
+def test_other_image_sizes_work_or_are_refused(name, shape):
+    "Never a traceback from within a network."
+    try:
+        model = create_model(name, shape)
+    except GenbookError as error:
+        text = str(error)
+        assert "\n" not in text and str(shape[1]) in text and str(shape[2]) in text, text
+    else:
+        assert model.loss(images(shape)).total.isfinite().all()
+
+
+def test_some_image_sizes_are_refused():
+    with pytest.raises(GenbookError, match="30"):
+        create_model("ae_conv_s0", (1, 30, 30))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_unknown_argument(name):
+    with pytest.raises(GenbookError) as error:
+        create_model(name, (1, 8, 8), zdimm=3)
+    one_line(error, "zdimm")
+
+
+def test_unknown_model():
+    with pytest.raises(GenbookError) as error:
+        create_model("vae_mpl")
+    one_line(error, "vae_mpl", "did you mean 'vae_mlp'?")
