@@ -236,6 +236,23 @@ def test_more_samples_tighten_the_bound(name):
         assert difference > gain * error, (low, high, difference, error)
 
 
+@pytest.mark.parametrize("config", [{}, {"k": 6}], ids=["", "k=6"])
+@having("elbo", "iw_bound", "likelihood")
+def test_bounds_are_exact_where_the_evidence_is_known(name, config):
+    "With all parameters zero the posterior is the prior and the decoder ignores z: every bound is log p(x) = log p(x|z), and the loss minus that."
+    try:
+        model, x = build(name, **config).eval(), images()
+    except GenbookError as e:
+        assert config and "'k'" in str(e)
+        pytest.skip("has no importance-weighted objective")
+    with torch.no_grad():
+        for p in model.parameters():
+            p.zero_()
+        logp = model.likelihood(torch.randn(5, model.zdim)).log_prob(x)
+        for bound in (model.elbo(x), model.iw_bound(x, 1), model.iw_bound(x, 50), -model.loss(x).total):
+            torch.testing.assert_close(bound, logp, rtol=1e-5, atol=1e-4)
+
+
 @having("log_prob")
 def test_log_prob_is_determined_by_the_generator(name):
     model, x = randomise(build(name)).eval(), images()

@@ -335,7 +335,7 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("figures_have_captions", DISC, "# eq-disc-area", "#| label: fig-disc\n# eq-disc-area", "2 figures"),
     ("references_resolve", DISC, "@eq-disc-area", "@eq-disc-volume", "no eq-disc-volume"),
     ("readme_is_index", "README.md", "", "# Tiny\n", "README"),
-    ("no_machine_is_named", DISC, "## References", "## References\n\nsee /{}/me/notes".format("home"), "/home/m"),
+    ("no_machine_is_named", DISC, "## References", "## References\n\nsee /{}/me/notes".format("home"), "10_models.disc.ipynb:"),
     ("no_machine_is_named", "Makefile", "", "pip install -i https://{}.org/simple genbook\n".format("pypi"), "Makefile:1"),
 ]
 
