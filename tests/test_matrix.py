@@ -239,7 +239,7 @@ def test_more_samples_tighten_the_bound(name):
 @pytest.mark.parametrize("config", [{}, {"k": 6}], ids=["", "k=6"])
 @having("elbo", "iw_bound", "likelihood")
 def test_bounds_are_exact_where_the_evidence_is_known(name, config):
-    "With all parameters zero the posterior is the prior and the decoder ignores z: every bound is log p(x) = log p(x|z), and the loss minus that."
+    "With all parameters zero the posterior is the prior and the decoder ignores z: every bound is log p(x|z), the loss minus that."
     try:
         model, x = build(name, **config).eval(), images()
     except GenbookError as e:
