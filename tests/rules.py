@@ -548,6 +548,24 @@ def readme_is_index(book):
 
 
 @rule
+def commands_exist(book):
+    "What README and the guide tell one to type: targets of the Makefile, named experiments, commands of genbook."
+    known = {}
+    for name, pattern in (("Makefile", r"(?m)^([a-z]+):"), ("experiments.yaml", r"(?m)^([a-z0-9][\w.-]*):")):
+        known[name] = set(re.findall(pattern, (book.root / name).read_text())) if (book.root / name).exists() else set()
+    known["genbook"] = {"list", "run", "results", "report", "data"}
+    typed = {
+        "Makefile": r"`?\bmake ([a-z]+)\b(?=`|\s+#|\n)",
+        "experiments.yaml": r"genbook (?:run|results) ([a-z][\w.-]*)",
+        "genbook": r"(?m)^genbook (\w+)",
+    }
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (book.root / name).read_text(encoding="utf-8") if (book.root / name).exists() else ""
+        for where, pattern in typed.items():
+            yield from (f"{name}: {where} has no {word}" for word in re.findall(pattern, text) if word not in known[where])
+
+
+@rule
 def no_machine_is_named(book):
     "No path of one machine and no host of a package registry: neither in the text nor in the outputs."
     hosts = r"(?:py" r"pi|python" r"hosted|ana" r"conda)\.org|download\.py" r"torch"

@@ -335,6 +335,9 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("figures_have_captions", DISC, "# eq-disc-area", "#| label: fig-disc\n# eq-disc-area", "2 figures"),
     ("references_resolve", DISC, "@eq-disc-area", "@eq-disc-volume", "no eq-disc-volume"),
     ("readme_is_index", "README.md", "", "# Tiny\n", "README"),
+    ("commands_exist", "CONTRIBUTING.md", "", "Type `make tea`.\n", "Makefile has no tea"),
+    ("commands_exist", "CONTRIBUTING.md", "", "genbook run disc-mnist -p seed 3\n", "no disc-mnist"),
+    ("commands_exist", "CONTRIBUTING.md", "", "genbook brew\n", "no brew"),
     ("no_machine_is_named", DISC, "## References", "## References\n\nsee /{}/me/notes".format("home"), "10_models.disc.ipynb:"),
     ("no_machine_is_named", "Makefile", "", "pip install -i https://{}.org/simple genbook\n".format("pypi"), "Makefile:1"),
 ]
