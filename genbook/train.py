@@ -678,7 +678,8 @@ def fit(
     if run is not None:
         run.resumed[name] = it
     advance, saved, stopped = _Advance(step, batches, capture), it, bool(stop and stop.bad >= stop.patience)
-    bar = tqdm(total=steps, initial=it, desc=name, disable=not progress, mininterval=1.0, leave=False)
+    quiet = not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look at it
+    bar = tqdm(total=steps, initial=it, desc=name, disable=quiet, mininterval=1.0, leave=False)
     began = time.perf_counter()
     for key in islice(batches, 0 if stopped else max(steps - it, 0)):
         advance(key)
