@@ -160,6 +160,22 @@ def test_loss_is_float32_under_bfloat16(name):
     torch.testing.assert_close(half, exact, rtol=0.1, atol=1.0)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", MODELS)
+def test_same_on_the_gpu(name):
+    "The loss is finite there, codes and reconstructions are those of the CPU, and samples follow a generator of the device."
+    model, x = randomise(build(name)).eval(), images()
+    here = [getattr(model, m)(x) for m in ("encode", "reconstruct") if hasattr(model, m)]
+    model, x = model.cuda(), x.cuda()
+    there = [getattr(model, m)(x) for m in ("encode", "reconstruct") if hasattr(model, m)]
+    for a, b in zip(here, there, strict=True):
+        torch.testing.assert_close(a, b.cpu(), rtol=1e-2, atol=1e-3)
+    assert model.loss(x, it=torch.tensor(7, device="cuda")).total.isfinite().all()
+    if hasattr(model, "sample"):
+        a, b = (model.sample(4, generator=torch.Generator("cuda").manual_seed(0)) for _ in range(2))
+        assert a.is_cuda and torch.equal(a, b)
+
+
 # ---- samples
 
 
