@@ -35,6 +35,7 @@ lab: $(READY) ## Jupyter Lab on the notebooks
 	@"$(BIN)/jupyter" lab nbs
 
 bench: $(READY) ## throughput beside peers, import and start-up times
+	@"$(BIN)/python" -c "import pythae" 2>/dev/null || $(PIP) pythae==0.1.2 -c constraints.txt
 	@"$(BIN)/python" benchmarks/throughput.py
 
 export: $(READY) ## before a commit: clean and format the notebooks, export the package, write README.md

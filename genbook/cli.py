@@ -20,7 +20,8 @@ from .core import GenbookError, project_root
 def _console(stderr=False):
     from rich.console import Console
 
-    return Console(stderr=stderr, highlight=False, soft_wrap=not sys.stdout.isatty())
+    stream = sys.stderr if stderr else sys.stdout
+    return Console(stderr=stderr, highlight=False, width=None if stream.isatty() else 160)  # a pipe has no width
 
 
 def _table(columns, rows, title=None):

@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
@@ -383,22 +384,18 @@ def _papermill(source, folder, params, threads, runs):
 
     import papermill
     from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
     quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
     os.environ.update(quiet | {"OMP_NUM_THREADS": str(threads), "GENBOOK_RUNS": str(runs.resolve())})
     logging.getLogger("papermill").setLevel(logging.ERROR)
     (folder / "result.json").unlink(missing_ok=True)
-    out = folder / "notebook.ipynb"
+    out, where = folder / "notebook.ipynb", {"run_dir": str(folder.resolve())}
     try:
-        papermill.execute_notebook(
-            str(source),
-            str(out),
-            {**params, "run_dir": str(folder.resolve())},
-            cwd=str(source.parent),
-            kernel_name="python3",
-            language="python",
-            progress_bar=False,
-        )
+        with tempfile.TemporaryDirectory(prefix="genbook-") as sockets:  # files instead of ports: nothing listens
+            config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
+            kernel = {"kernel_name": "python3", "language": "python", "config": config}
+            papermill.execute_notebook(str(source), str(out), params | where, cwd=str(source.parent), progress_bar=False, **kernel)
         return ""
     except PapermillExecutionError as e:
         return e.evalue if e.ename in ("GenbookError", "OSError") else f"{e.ename}: {(e.evalue.splitlines() or [''])[0]}"

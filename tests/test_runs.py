@@ -1,0 +1,269 @@
+"Runs end to end: papermill, results, kill and resume, faults. A small project of its own, so that a run takes seconds."
+
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+PARAMETERS = """dataset: str = "digits"  # data set
+zdim: int = 4  # latent size
+steps: int = 300  # iterations
+every: int = 20  # iterations between checkpoints
+poison: int = -1  # iteration at which the loss becomes NaN
+text: str = ""  # any text
+slow: float = 0.0  # seconds that an iteration waits
+seed: int = 0  # seed
+run_dir: str | None = None  # folder of the run"""
+CODE = """import time
+import torch
+from genbook.core import metric, seed_everything
+from genbook.data import Batches, load
+from genbook.models.ae import AE
+from genbook.runs import Run
+from genbook.train import LossStep, fit
+
+seed_everything(seed)
+run = Run(run_dir)
+data = load(dataset)
+
+
+class Model(AE):
+    def loss(self, x, y=None, *, it=None):
+        time.sleep(slow)
+        loss = super().loss(x, y, it=it)
+        return loss._replace(total=torch.where(it == poison, torch.nan, loss.total))
+
+
+step = LossStep(Model(data.image_shape, zdim=zdim, tower="mlp", width=16, depth=1), ema=0.99, device="cpu")
+history = fit(step, Batches(data.train, 64, seed=seed), steps, run=run, every=every, log_every=10)
+run.record(mse=metric("mse", history.column("train/total")[1][-1]))
+run.finish();"""
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A project with one notebook and three experiments."
+    (tmp_path / "nbs").mkdir()
+    shutil.copy(ROOT / "settings.ini", tmp_path)
+    parameters = nbformat.v4.new_code_cell(PARAMETERS)
+    parameters.metadata["tags"] = ["parameters"]
+    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(CODE)]), tmp_path / "nbs/10_tiny.ipynb")
+    (tmp_path / "experiments.yaml").write_text(
+        "tiny: {notebook: 10_tiny, about: one run}\n"
+        "tiny-grid: {notebook: 10_tiny, grid: {zdim: [2, 4]}, seeds: [0, 1], params: {steps: 20}}\n"
+        "both: {suite: [tiny, tiny-grid]}\n"
+    )
+    return tmp_path
+
+
+def start(project, *args, **kwargs):
+    command = [sys.executable, "-c", "from genbook.cli import main; main()", *map(str, args)]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"} | kwargs.pop("env", {})
+    return subprocess.Popen(command, cwd=project, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **kwargs)
+
+
+def genbook(project, *args, **kwargs):
+    process = start(project, *args, **kwargs)
+    out, err = process.communicate(timeout=240)
+    assert "Traceback" not in out + err, err
+    return process.returncode, out, err
+
+
+def only_run(project, experiment="tiny"):
+    (folder,) = (project / "runs" / experiment).iterdir()
+    return folder
+
+
+def read(path):
+    return json.loads(path.read_text())
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoint/main.pt", weights_only=True)["step"]["model"]
+
+
+def kill_tree(process):
+    "kill -9 of a process and of everything it started."
+    family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for p in family:
+        try:
+            p.send_signal(signal.SIGKILL)
+        except psutil.NoSuchProcess:
+            pass
+    psutil.wait_procs(family, timeout=10)
+    process.communicate()
+
+
+def test_a_run_leaves_everything_it_promises(project):
+    code, out, err = genbook(project, "run", "tiny", "-p", "steps", 40)
+    assert code == 0, err
+    folder = only_run(project)
+    assert re.fullmatch(r"digits-s0-[0-9a-f]{8}", folder.name) and str(folder) in out
+    result = read(folder / "result.json")
+    assert result["schema"] == 1 and result["params"]["steps"] == 40 and result["params"]["zdim"] == 4
+    assert result["metrics"]["mse"]["value"] > 0 and result["resumed_from"] == 0
+    assert {"commit", "versions", "device", "minutes", "peak_memory_mb", "modules", "notebook_digest"} <= set(result)
+    assert "genbook.train" in result["modules"]
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [r["step"] for r in rows] == [10, 20, 30, 40]
+    assert read(folder / "status.json")["state"] == "done"
+    executed = nbformat.read(folder / "notebook.ipynb", 4)
+    assert any("injected-parameters" in c.metadata.get("tags", []) for c in executed.cells)
+    assert list((project / "logs/tiny" / folder.name).rglob("events.out.tfevents*"))
+    before = (folder / "result.json").stat().st_mtime_ns
+    code, out, _ = genbook(project, "run", "tiny", "-p", "steps", 40)
+    assert code == 0 and out.startswith("skipped") and (folder / "result.json").stat().st_mtime_ns == before
+    code, out, _ = genbook(project, "results", "tiny", "--format", "csv")
+    assert code == 0 and out.splitlines()[0].startswith("experiment,setting,data,mse")
+    code, out, _ = genbook(project, "results", "--save", folder)
+    assert code == 0 and read(project / "results/tiny" / f"{folder.name}.json")["metrics"] == result["metrics"]
+
+
+def test_killed_run_resumes_bit_for_bit(project):
+    args = ("run", "tiny", "-p", "slow", 0.01)
+    process = start(project, *args)
+    end = time.time() + 120
+    while not list(project.glob("runs/tiny/*/checkpoint/main.pt")):
+        assert process.poll() is None and time.time() < end, "no checkpoint appeared"
+        time.sleep(0.02)
+    kill_tree(process)
+    folder = only_run(project)
+    assert not (folder / "result.json").exists()
+    code, _, err = genbook(project, *args)
+    assert code == 0, err
+    assert 0 < read(folder / "result.json")["resumed_from"] < 300
+    code, _, err = genbook(project, *args, "--dir", project / "whole")
+    assert code == 0, err
+    (whole,) = (project / "whole/tiny").iterdir()
+    assert whole.name == folder.name and read(whole / "result.json")["resumed_from"] == 0
+    resumed, uninterrupted = weights(folder), weights(whole)
+    assert all(torch.equal(resumed[k], uninterrupted[k]) for k in uninterrupted)
+    rows = [[{k: v for k, v in json.loads(line).items() if k != "time"} for line in (f / "metrics.jsonl").open()] for f in (folder, whole)]
+    assert rows[0] == rows[1]
+    assert read(folder / "result.json")["metrics"] == read(whole / "result.json")["metrics"]
+
+
+def test_grid_goes_on_after_a_failure_and_repeats_only_it(project):
+    code, out, err = genbook(project, "run", "tiny-grid", "-p", "text", "__import__('os').system('x')", "--workers", 2)
+    assert code == 0, err
+    assert len(out.splitlines()) > 4 and len(list(project.glob("runs/tiny-grid/*/result.json"))) == 4
+    texts = {read(p)["params"]["text"] for p in project.glob("runs/tiny-grid/*/result.json")}
+    assert texts == {"__import__('os').system('x')"}  # it stays a string
+    code, out, _ = genbook(project, "run", "tiny-grid", "-p", "zdim", 0, "--seeds", "0")
+    assert code == 1 and "failed" in out and "zdim: 0" in out
+    failed = [p.parent for p in project.glob("runs/tiny-grid/*/status.json") if read(p)["state"] == "failed"]
+    assert len(failed) == 1 and (failed[0] / "notebook.ipynb").exists()
+
+
+def test_nan_names_step_term_and_checkpoint(project):
+    code, out, _ = genbook(project, "run", "tiny", "-p", "poison", 57)
+    folder = only_run(project)
+    assert code == 1 and "total = nan at step 58" in out and f"{folder}/checkpoint/main.pt, step 40" in out
+    assert torch.load(folder / "checkpoint/main.pt", weights_only=True)["it"] == 40
+
+
+def test_damaged_checkpoint_is_named(project):
+    genbook(project, "run", "tiny", "-p", "poison", 57)
+    path = only_run(project) / "checkpoint/main.pt"
+    path.write_bytes(path.read_bytes()[:-1000])
+    code, out, _ = genbook(project, "run", "tiny", "-p", "poison", 57)
+    assert code == 1 and f"checkpoint: {path} is damaged" in out and "delete it" in out
+
+
+def test_full_disk_keeps_the_checkpoint(project):
+    "The largest file may have 20 kB: less than the second checkpoint, whose optimiser has a state."
+    from genbook.core import GenbookError
+    from genbook.train import load_checkpoint, save_checkpoint
+
+    path = project / "main.pt"
+    save_checkpoint(path, {"step": {"model": {"w": torch.ones(10)}}, "it": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(GenbookError, match="was not written: File too large; the previous one is whole"):
+            save_checkpoint(path, {"step": {"model": {"w": torch.ones(100_000)}}, "it": 2})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert load_checkpoint(path)["it"] == 1 and [p.name for p in project.glob("*main.pt*")] == ["main.pt"]
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["run", "tiny-gird"], "experiment: there is no 'tiny-gird'; did you mean 'tiny-grid'?"),
+        (["run", "tiny", "-p", "zdin", "3"], "parameter 'zdin' is not one of 10_tiny's; did you mean 'zdim'?"),
+        (["run", "tiny", "-p", "zdim", "many"], "zdim: 'many' is a str, allowed: int"),
+        (["run", "../tiny"], "there is no '../tiny'"),
+        (["run", "tiny", "--seeds", "a"], "--seeds: 'a' is not a list of whole numbers"),
+        (["list", "nothing"], "experiment: there is no 'nothing'"),
+        (["results", "tiny"], "results: there are no finished runs of tiny"),
+        (["data", "mnits"], "did you mean 'mnist'?"),
+    ],
+)
+def test_mistakes_get_one_line(project, args, message):
+    code, _, err = genbook(project, *args)
+    assert code == 2 and message in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize(
+    "params, message",
+    [(("dataset", "digitz"), "did you mean 'digits'?"), (("zdim", 0), "zdim"), (("dataset", "mnist"), "genbook data mnist")],
+)
+def test_mistakes_that_the_kernel_finds_get_one_line(project, params, message):
+    code, out, err = genbook(project, "run", "tiny", "-p", *params, env={"GENBOOK_DATA": str(project / "nothing")})
+    assert code == 1 and message in out and err == "" and len(out.splitlines()) == 1, out + err
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("tiny: {notebook: 10_tiny, parms: {zdim: 2}}", "experiments: tiny: 'parms' is not one of"),
+        ("tiny: {notebook: 10_tine}", "notebook: there is no '10_tine'"),
+        ("tiny: {notebook: 10_tiny, params: {zdm: 2}}", "tiny: parameter 'zdm' is not one of 10_tiny's; did you mean 'zdim'?"),
+        ("tiny: {notebook: ../secret}", "notebook: there is no '../secret'"),
+        ("tiny: {suite: [tinny]}", "did you mean 'tiny'?"),
+        ("tiny: [", "is not YAML"),
+        ("../tiny: {notebook: 10_tiny}", "'../tiny' is not a name"),
+        ("tiny: !!python/object/apply:os.system [ls]", "is not YAML"),
+    ],
+)
+def test_mistakes_in_experiments_get_one_line(project, text, message):
+    (project / "experiments.yaml").write_text(text)
+    code, _, err = genbook(project, "run", "tiny")
+    assert code == 2 and message in err and len(err.splitlines()) == 1, err
+
+
+def test_two_starts_never_do_a_run_twice(project):
+    first = start(project, "run", "tiny", "-p", "slow", 0.01)
+    while not list(project.glob("runs/tiny/*/status.json")):
+        time.sleep(0.05)
+    code, out, _ = genbook(project, "run", "tiny", "-p", "slow", 0.01)
+    assert code == 1 and out.startswith("busy")
+    assert first.wait(timeout=120) == 0
+    first.communicate()
+    assert only_run(project)
+
+
+def test_real_experiments_are_sound():
+    "Every entry of experiments.yaml expands, and says where its numbers come from."
+    from genbook.runs import expand, load_experiments
+
+    for name, e in load_experiments(ROOT).items():
+        jobs = expand(e, root=ROOT)
+        assert len({(j.experiment, j.id) for j in jobs}) == len(jobs), name
+        assert e.about, name
+        for s in e.source:
+            assert "report" in s, name
