@@ -292,7 +292,7 @@ def clean(book):
 
 @rule
 def small(book):
-    "A notebook has at most 400 kB, a cell at most 60 lines, an exported definition at most 40 (blank ones not counted)."
+    "A notebook has at most 400 kB, a cell at most 60 lines of 140 characters, an exported definition at most 40 (blank ones not counted)."
     for n in book.notebooks:
         if n.path.stat().st_size > 400_000:
             yield f"{n.stem}: {n.path.stat().st_size // 1000} kB"
@@ -300,6 +300,8 @@ def small(book):
             full = [i for i, line in enumerate(c.code.splitlines(), 1) if line.strip()]
             if len(full) > 60:
                 yield f"{c}: {len(full)} lines"
+            if wide := [line for line in c.code.splitlines() if len(line) > 140]:
+                yield f"{c}: {len(wide)} lines of more than 140 characters, {wide[0].strip()[:40]!r}"
             for node in c.body if c.exported else ():
                 lines = sum(node.lineno <= i <= node.end_lineno for i in full)
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and lines > 40:

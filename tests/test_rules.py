@@ -292,6 +292,7 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("imports_stand_alone", CORE, "import math", "import math\n\ntau = 2 * math.pi", "other code"),
     ("small", CORE, "#| exports\ndef area", f"#| exports\n{LONG}\n\ndef area", "long has 42 lines"),
     ("small", DISC, "# eq-disc-area", "# eq-disc-area\n" + "area(1.0)\n" * 60, "lines"),
+    ("small", DISC, "# eq-disc-area", "# eq-disc-area " + "x" * 140, "140 characters"),
     ("small", DISC, "## References", "## References\n" + "x" * 400_000, "kB"),
     ("options_are_sound", CORE, "#| exports", "#| exports:", "exports:"),
     ("options_are_sound", DISC, "#| fig-cap: A disc.", "#| fig-cap: |\n#|   A disc.", "option"),
