@@ -29,7 +29,10 @@ PARTS = {
     5: "Diffusion and flow matching",
     9: "Comparisons",
 }
-QUARTO_HINT = "These are plain pages. For the book with search and a PDF, get Quarto (https://quarto.org, or pip install quarto-cli) and run make report again."
+QUARTO_HINT = (
+    "These are plain pages. For the book with search and a PDF, "
+    "get Quarto (https://quarto.org, or pip install quarto-cli) and run make report again."
+)
 
 
 def chapters(
@@ -323,7 +326,7 @@ def _authors(entry):
 
 
 def _bib_html(key, entry):
-    where = entry.get("booktitle") or entry.get("journal") or entry.get("institution", "")
+    where = entry.get("booktitle") or entry.get("journal") or entry.get("institution") or entry.get("publisher", "")
     where += " " + entry["volume"] if "volume" in entry else ""
     where += ": " + entry["pages"].replace("--", "–") if "pages" in entry else ""
     authors = re.sub(r" and (?=.* and )", "; ", entry["author"])
@@ -332,10 +335,10 @@ def _bib_html(key, entry):
     return f'<p class="reference" id="ref-{key}">{text}{link}</p>'
 
 
-def _cite(key, index, paren):
+def _cite(key, index, paren, name=True):
     index.cited[key] = None
-    name, year = _authors(index.bib[key]), index.bib[key]["year"]
-    return f'<a href="references.html#ref-{key}">{html.escape(name)} {year if paren else f"({year})"}</a>'
+    who, year = html.escape(_authors(index.bib[key])) + " " if name else "", index.bib[key]["year"]
+    return f'<a href="references.html#ref-{key}">{who}{year if paren else f"({year})"}</a>'
 
 # %% ../nbs/09_report.ipynb #62f74ce3
 FUNCTIONS = "arg|cos|cosh|cot|deg|dim|erf|exp|hom|ker|lg|ln|log|sec|sin|sinh|tan|tanh"
@@ -346,6 +349,8 @@ def _mathml(tex, block=False):
     from latex2mathml.converter import convert
 
     tex = re.sub(r"\\(mathbb|mathcal|mathbf|mathrm|mathsf|mathfrak) *([A-Za-z0-9])", r"\\\1{\2}", " ".join(tex.split()))
+    if len(re.findall(r"\\l[vV]ert", tex)) == len(re.findall(r"\\r[vV]ert", tex)):
+        tex = re.sub(r"(?<!\\left)(?<!\\right)\\(?:(l)|r)([vV]ert)", lambda m: rf"\left\l{m[2]}" if m[1] else rf"\right\r{m[2]}", tex)
     out = (
         convert(tex, display="block" if block else "inline")
         .replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
@@ -364,15 +369,15 @@ def _equation(match, index):
     return f'<div class="equation" id="{match["label"]}">{math}<span class="number">({number})</span></div>'
 
 
-def _reference(key, index, paren=False):
+def _reference(key, index, paren=False, name=True):
     "HTML for `@key`, or None where the key is nothing that is known."
     if key.split("-")[0] in KINDS:
         if key not in index.labels:
             index.unresolved[key] = None
             return f"<b>{html.escape(key)}</b>"
-        name, href = index.labels[key]
-        return f'<a href="{href}">{html.escape(name)}</a>'
-    return _cite(key, index, paren) if key in index.bib else None
+        text, href = index.labels[key]
+        return f'<a href="{href}">{html.escape(text if name else text.split()[-1])}</a>'
+    return _cite(key, index, paren, name) if key in index.bib else None
 
 
 def _group(match, index):
@@ -380,7 +385,7 @@ def _group(match, index):
     keys = re.findall(r"@([\w](?:[\w.:-]*\w)?)", match["keys"])
     if not all(k in index.bib or k.split("-")[0] in KINDS for k in keys):
         return None
-    text = re.sub(r"-?@([\w](?:[\w.:-]*\w)?)", lambda m: _reference(m[1], index, paren=True), match["keys"])
+    text = re.sub(r"(-?)@([\w](?:[\w.:-]*\w)?)", lambda m: _reference(m[2], index, paren=True, name=not m[1]), match["keys"])
     return text if any(k.split("-")[0] in KINDS for k in keys) else f"({text})"
 
 
@@ -425,8 +430,11 @@ def _heading(match, count, number):
 # %% ../nbs/09_report.ipynb #f3bd4c93
 CELLS = """
 {%- extends 'display_priority.j2' -%}
+{% macro image(cell, output, kind, data) %}<img alt="{{ cell.metadata.options["fig-alt"] | e }}" src="data:{{ kind }};base64,{{ data }}"
+{%- for k, v in (output.metadata.get(kind) or {}).items() %} {{ k }}="{{ v }}"{% endfor %}>{% endmacro %}
 {% block input %}{% if cell.source and cell.metadata.options.echo != "false" -%}
-<details class="code"><summary>{{ cell.metadata.options["code-summary"] | e }}</summary>{{ cell.source | highlight_code(metadata=cell.metadata) }}</details>
+<details class="code"><summary>{{ cell.metadata.options["code-summary"] | e }}</summary>
+{{- cell.source | highlight_code(metadata=cell.metadata) }}</details>
 {% endif %}{% endblock %}
 {% block markdowncell %}{{ cell.source | prose }}{% endblock %}
 {% block output_group %}{% set o = cell.metadata.options %}{% if o.output != "false" -%}
@@ -435,9 +443,8 @@ CELLS = """
 {% endif %}{% endblock %}
 {% block stream %}<pre>{{ output.text | ansi2html }}</pre>{% endblock %}
 {% block execute_result %}{{ self.data_priority() }}{% endblock %}
-{% block data_png %}<img alt="{{ cell.metadata.options["fig-alt"] | e }}" src="data:image/png;base64,{{ output.data["image/png"] | replace("\n", "") }}"
-{%- for k, v in (output.metadata.get("image/png") or {}).items() %} {{ k }}="{{ v }}"{% endfor %}>{% endblock %}
-{% block data_svg %}<img alt="{{ cell.metadata.options["fig-alt"] | e }}" src="data:image/svg+xml;base64,{{ output.data["image/svg+xml"] | text_base64 }}">{% endblock %}
+{% block data_png %}{{ image(cell, output, "image/png", output.data["image/png"] | replace("\\n", "")) }}{% endblock %}
+{% block data_svg %}{{ image(cell, output, "image/svg+xml", output.data["image/svg+xml"] | text_base64) }}{% endblock %}
 {% block data_html %}<div class="wide">{{ output.data["text/html"] }}</div>{% endblock %}
 {% block data_markdown %}{{ output.data["text/markdown"] | prose }}{% endblock %}
 {% block data_text %}<pre>{{ output.data["text/plain"] | ansi2html }}</pre>{% endblock %}
@@ -448,55 +455,26 @@ PAGE = """<!DOCTYPE html>
 <body><nav class="contents" aria-label="Contents"><p><a href="index.html">{{ book }}</a></p>
 {%- for part, pages in parts %}{% if part %}<p class="part">{{ part }}</p>{% endif %}<ul>
 {%- for p in pages %}<li><a href="{{ p.file }}"{% if p.file == file %} aria-current="page"{% endif %}>{{ p.name }}</a>
-{%- if p.file == file and sections %}<ul>{% for id, name in sections %}<li><a href="#{{ id }}">{{ name }}</a></li>{% endfor %}</ul>{% endif %}</li>{% endfor -%}
+{%- if p.file == file and sections %}<ul>
+{%- for id, name in sections %}<li><a href="#{{ id }}">{{ name }}</a></li>{% endfor -%}
+</ul>{% endif %}</li>{% endfor -%}
 </ul>{% endfor %}</nav>
 <main>{{ body }}
-<nav class="turn" aria-label="Pages">{% if before %}<a rel="prev" href="{{ before.file }}">← {{ before.name }}</a>{% endif %}<a href="index.html">Contents</a>
+<nav class="turn" aria-label="Pages">{% if before %}<a rel="prev" href="{{ before.file }}">← {{ before.name }}</a>{% endif -%}
+<a href="index.html#contents">Contents</a>
 {%- if after %}<a rel="next" href="{{ after.file }}">{{ after.name }} →</a>{% endif %}</nav></main></body></html>
 """
 
-# %% ../nbs/09_report.ipynb #b450aa33
-CSS = """
-:root { --paper: #fff; --ink: #1c1e21; --soft: #5b6168; --line: #dcdfe3; --code: #f5f6f7; --link: #0b5fa5; }
-@media (prefers-color-scheme: dark) { :root { --paper: #16181b; --ink: #e4e6e8; --soft: #a3abb3; --line: #3a3f45; --code: #20242a; --link: #7db8f0; } }
-* { box-sizing: border-box; }
-html { background: var(--paper); color: var(--ink); font: 17px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Liberation Sans", sans-serif; }
-body { margin: 0; display: grid; grid-template-columns: 17rem minmax(0, 46rem); gap: 3rem; justify-content: center; padding: 0 1rem; }
-a { color: var(--link); text-decoration-thickness: 1px; text-underline-offset: 2px; }
-h1, h2, h3, h4 { line-height: 1.2; margin: 2.2em 0 0.6em; } h1 { font-size: 2rem; margin-top: 1.5rem; } h2 { font-size: 1.45rem; } h3 { font-size: 1.15rem; }
-.number { color: var(--soft); font-weight: normal; margin-right: 0.3em; }
-.lead { font-size: 1.12rem; color: var(--soft); }
-.contents { position: sticky; top: 0; max-height: 100vh; overflow-y: auto; padding: 1.5rem 0; font-size: 0.86rem; line-height: 1.4; }
-.contents p { margin: 0 0 0.5rem; font-weight: 600; } .contents .part { margin: 1rem 0 0.2rem; color: var(--soft); font-weight: normal; }
-.contents ul { list-style: none; margin: 0; padding: 0; } .contents ul ul { padding-left: 1rem; border-left: 1px solid var(--line); margin: 0.3rem 0 0.5rem; }
-.contents li { margin: 0.2rem 0; } .contents a { text-decoration: none; } .contents [aria-current] { font-weight: 600; color: var(--ink); }
-main { padding-bottom: 4rem; min-width: 0; }
-.equation { display: flex; align-items: center; margin: 1em 0; overflow-x: auto; } .equation math { flex: 1; } .equation .number { margin: 0 0 0 1em; }
-math { font-family: "Latin Modern Math", "STIX Two Math", "Cambria Math", "DejaVu Math TeX Gyre", math; font-size: 1.05em; }
-pre, code { font-family: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 0.86rem; }
-pre { line-height: 1.4; overflow-x: auto; margin: 0.4em 0; padding: 0.6em 0.9em; background: var(--code); border-radius: 4px; }
-p code, li code, td code { background: var(--code); border-radius: 3px; padding: 0.1em 0.25em; overflow-wrap: anywhere; }
-.output pre, figure pre { background: none; padding: 0.2em 0.9em; border-left: 3px solid var(--line); border-radius: 0; }
-details.code { margin: 0.9em 0; } details.code summary { cursor: pointer; color: var(--soft); font-size: 0.84rem; }
-figure { margin: 1.4em 0; text-align: center; } figcaption { text-align: left; font-size: 0.9rem; color: var(--soft); margin-top: 0.4em; }
-img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
-table { border-collapse: collapse; font-size: 0.9rem; margin: 1em 0; } th, td { padding: 0.3em 0.9em 0.3em 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
-.wide { overflow-x: auto; }
-blockquote, [class^="callout"] { margin: 1em 0; padding: 0.1em 1em; border-left: 3px solid var(--link); }
-.reference { padding-left: 1.5em; text-indent: -1.5em; overflow-wrap: anywhere; } .hint { color: var(--soft); font-size: 0.9rem; border-top: 1px solid var(--line); padding-top: 1em; }
-.turn { display: flex; justify-content: space-between; gap: 1rem; border-top: 1px solid var(--line); margin-top: 3rem; padding-top: 1rem; font-size: 0.9rem; }
-@media (max-width: 60rem) { body { display: block; } .contents { position: static; max-height: none; border-bottom: 1px solid var(--line); } }
-@media print { .contents, .turn { display: none; } body { display: block; } }
-"""
-
-# %% ../nbs/09_report.ipynb #80eedb70
-def _style():
+# %% ../nbs/09_report.ipynb #c9528435
+def _style(root):
+    "The style sheet of the plain pages: `plain.css`, and the colours of code in light and dark."
     from pygments.formatters import HtmlFormatter
 
+    css = (Path(root) / "nbs/plain.css").read_text(encoding="utf-8")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
     light = HtmlFormatter(style="default").get_style_defs(".highlight")
     plain = ".highlight, .highlight pre { background: var(--code); }"
-    return f"{CSS}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{plain}\n"
+    return f"{css}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{plain}\n"
 
 
 def _body(cells, index, number):
@@ -575,19 +553,26 @@ def fallback(
     for p in pages:
         index.labels |= _labels(p.cells, p.file, p.number)
     bodies = [_body(p.cells, index, p.number) for p in pages]
-    bodies[0] += f'<p class="hint">{html.escape(QUARTO_HINT)}</p>'
+    bodies[0] += _contents(pages[1:], bodies[1:]) + f'<p class="hint">{html.escape(QUARTO_HINT)}</p>'
     if index.cited:
         order = sorted(index.cited, key=lambda k: (index.bib[k]["author"].lower(), index.bib[k]["year"]))
         bodies.append('<h1 id="references">References</h1>' + "\n".join(_bib_html(k, index.bib[k]) for k in order))
         pages.append(Page("references.html", "References", []))
     out = root / "_report"
     shutil.rmtree(out, ignore_errors=True)
-    write_atomic(out / "style.css", _style())
+    write_atomic(out / "style.css", _style(root))
     for i, (p, body) in enumerate(zip(pages, bodies, strict=True)):
         write_atomic(out / p.file, _shell(p, body, pages, i))
     for label in index.unresolved:
         print(f"report: nothing is labelled {label}", file=sys.stderr)
     return out / "index.html"
+
+
+def _contents(pages, bodies):
+    "The list of all pages with their summaries, for the first one."
+    found = [re.search(r'<div class="lead">\s*<p>(.*?)</p>', body, re.S) for body in bodies]
+    items = [f'<li><a href="{p.file}">{p.name}</a>{" – " + m[1] if m else ""}</li>' for p, m in zip(pages, found, strict=True)]
+    return '<h2 id="contents">Contents</h2><ul>' + "".join(items) + "</ul>"
 
 
 def _shell(page, body, pages, i):
@@ -638,7 +623,7 @@ def _book(root, staged, cited):
 def render(
     root: str | os.PathLike,  # the project, with staged notebooks in report/
 ) -> Path:  # the first page
-    "Render what is staged: with Quarto the book as HTML and PDF, without it plain pages. One line to stderr says what is missing, and how to get it."
+    "Render what is staged: with Quarto a book as HTML and PDF, without it plain pages, and a line to stderr on how to get it."
     root = Path(root)
     quarto = _quarto()
     if not quarto or not (root / "_quarto.yml").is_file():

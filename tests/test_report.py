@@ -1,0 +1,279 @@
+"The report: what is staged, the plain pages, and the book where there is a Quarto."
+
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+
+from genbook import report
+from genbook.core import GenbookError
+
+ROOT = Path(__file__).parents[1]
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAX+XDSwAAAABJRU5ErkJggg=="
+VOID = {"meta", "link", "img", "br", "hr", "mspace", "col", "input"}
+
+FORMULAS = r"""## What holds {#sec-one-claims}
+
+Inline $\log p(x) = -\tfrac12 \big\lVert x - \mu_\theta(z) \big\rVert^2$, then a claim
+
+$$\log p(x) \ge \mathbb E_{q}\Big[\log p(x \mid z)\Big] - D_{\mathrm{KL}}\big(q(z \mid x) \,\|\, p(z)\big).$$ {#eq-one-elbo}
+
+It costs \$5, and `$x$` is code. See [@kingma2014; @burda2016, page 2], Burda and others [-@burda2016], and @sec-two.
+
+| symbol | meaning |
+|---|---|
+| $\mathcal N(0, 1)$ | normal |
+
+```python
+y = "$not math$"  # {#eq-not}
+```
+
+### A smaller heading
+"""
+
+
+def run(source, *outputs, tags=()):
+    return new_code_cell(source, execution_count=1, outputs=list(outputs), metadata={"tags": list(tags)})
+
+
+def figure():
+    return new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}, metadata={"image/png": {"width": 20, "height": 20}})
+
+
+def write(folder, source, title, *cells, **papermill):
+    folder.mkdir(parents=True)
+    nb = new_notebook(cells=[new_markdown_cell(f"# {title}\n\n> What it is: a sample"), *cells])
+    nb.metadata["papermill"] = {"input_path": f"nbs/{source}.ipynb", **papermill}
+    nbformat.write(nb, folder / "notebook.ipynb")
+    return folder / "notebook.ipynb"
+
+
+def project(root):
+    "A small project with two executed chapters."
+    (root / "nbs").mkdir(parents=True)
+    for name in (
+        "settings.ini",
+        "_quarto.yml",
+        "index.qmd",
+        "nbs/refs.bib",
+        "nbs/shared.yml",
+        "nbs/styles.css",
+        "nbs/plain.css",
+        "nbs/00_core.ipynb",
+    ):
+        shutil.copy(ROOT / name, root / name)
+    one = [
+        run("#| default_exp models.one"),
+        run("zdim: int = 2  # size\nrun_dir: str | None = None", tags=["parameters"]),
+        run("# Parameters\nzdim = 2\nrun_dir = '/home/someone/runs'", tags=["injected-parameters"]),
+        new_markdown_cell(FORMULAS),
+        run("#| exports\ndef bound(x):\n    return x", new_output("stream", text="printed\n")),
+        run("#| label: fig-one\n#| fig-cap: Left: real, right: $\\hat x$\n#| fig-alt: One blue pixel\nplot()", figure()),
+        run("#| hide\nsecret = 1"),
+        run("# eq-one-elbo\nassert True", new_output("execute_result", {"text/plain": "tensor([0.1])"}, execution_count=3)),
+    ]
+    widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "VBox()"}
+    two = [
+        run("zdim: int = 2", tags=["parameters"]),
+        run("# Parameters\nzdim = 8", tags=["injected-parameters"]),
+        new_markdown_cell("## Use\n\nBack to @eq-one-elbo, @fig-one and @sec-one-claims."),
+        run("explore()", new_output("display_data", widget)),
+    ]
+    return [write(root / "runs/b", "20_models.two", "Two", *two), write(root / "runs/a", "10_models.one", "One", *one)]
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    "The plain pages of the small project: name to text."
+    root = tmp_path_factory.mktemp("plain")
+    executed = project(root)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "_quarto", lambda: None)
+        first = report.build(executed, root)
+    assert first == root / "_report/index.html"
+    return {p.name: p.read_text(encoding="utf-8") for p in first.parent.glob("*.html")}
+
+
+class Outline(HTMLParser):
+    "Ids, links, headings, pictures and the text of a page; complains of tags that do not match."
+
+    def __init__(self, page):
+        super().__init__()
+        self.ids, self.links, self.headings, self.alts, self.open, self.text = [], [], [], [], [], ""
+        self.feed(page)
+        assert not self.open, self.open
+
+    def handle_starttag(self, tag, attrs):
+        attrs = dict(attrs)
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.links += [attrs["href"]] if "href" in attrs else []
+        self.headings += [int(tag[1])] if re.fullmatch(r"h[1-6]", tag) else []
+        self.alts += [attrs.get("alt", "")] if tag == "img" else []
+        if tag not in VOID and not self.get_starttag_text().endswith("/>"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open and self.open.pop() == tag, (tag, self.getpos())
+
+    def handle_data(self, data):
+        if not {"pre", "code", "style"} & set(self.open):
+            self.text += data
+
+
+def test_staging_strips_what_is_for_nbdev(tmp_path):
+    staged = report.stage(project(tmp_path), tmp_path / "report")
+    assert [p.name for p in staged] == ["10_models.one.ipynb", "20_models.two.ipynb"]
+    for path in staged:
+        nb = nbformat.read(path, 4)
+        nbformat.validate(nb)
+        text = "\n".join(c.source for c in nb.cells)
+        assert not re.search(r"#\|\s*(export|default_exp|hide)", text) and "secret" not in text and "/home" not in text
+        assert all("widget" not in k for c in nb.cells for o in c.get("outputs", []) for k in o.get("data", {}))
+    assert '#| fig-cap: "Left: real, right: $\\\\hat x$"' in staged[0].read_text().replace("\\\\\\\\", "\\\\").replace('\\"', '"')
+    assert "zdim = 8" in staged[1].read_text() and "zdim = 2" not in staged[0].read_text()
+
+
+@pytest.mark.parametrize("how", ["error output", "papermill exception", "pending cell", "never executed"])
+def test_a_failed_run_is_refused_and_nothing_is_touched(tmp_path, how):
+    good = project(tmp_path)
+    staged = report.stage(good, tmp_path / "report")
+    before = [p.read_bytes() for p in staged]
+    cell = run("x = 1")
+    if how == "error output":
+        cell.outputs = [new_output("error", ename="ValueError", evalue="no", traceback=[])]
+    if how == "pending cell":
+        cell.metadata["papermill"] = {"status": "pending"}
+    if how == "never executed":
+        cell.execution_count = None
+    bad = write(tmp_path / "runs/c", "30_models.bad", "Bad", cell, exception=how == "papermill exception" or None)
+    with pytest.raises(GenbookError, match="runs/c/notebook.ipynb"):
+        report.build([*good, bad], tmp_path)
+    assert [p.read_bytes() for p in staged] == before and not (tmp_path / "_report").exists()
+
+
+def test_pages_are_whole(pages):
+    assert set(pages) == {"index.html", "notation.html", "10_models.one.html", "20_models.two.html", "references.html"}
+    for name, page in pages.items():
+        outline = Outline(page)
+        assert len(outline.ids) == len(set(outline.ids)), name
+        assert outline.headings[0] == 1 and outline.headings.count(1) == 1, name
+        assert all(b <= a + 1 for a, b in zip(outline.headings, outline.headings[1:], strict=False)), name
+        assert "#|" not in page and "Traceback" not in page, name
+        assert "$" not in outline.text.replace("costs $5", ""), name
+        assert "{#" not in outline.text and ":::" not in outline.text and "{{<" not in outline.text, name
+        assert "mathvariant" not in re.sub('mathvariant="normal"', "", page) and not re.search(r"<m[io][^>]*>\\", page), name
+        assert "http" not in re.sub(r'(href|xmlns)="http[^"]*"|>https?://[^<]*<|https://quarto.org', "", page), name
+
+
+def test_every_link_goes_somewhere(pages):
+    ids = {name: set(Outline(page).ids) for name, page in pages.items()}
+    seen = 0
+    for name, page in pages.items():
+        for link in Outline(page).links:
+            if link.startswith("http") or link == "style.css":
+                continue
+            target, _, anchor = link.partition("#")
+            assert (target or name) in pages and (not anchor or anchor in ids[target or name]), (name, link)
+            seen += 1
+    assert seen > 40
+
+
+def test_formulas_figures_and_references(pages):
+    one, two = pages["10_models.one.html"], pages["20_models.two.html"]
+    assert one.count("<math") == 4 and "𝔼" in one.replace("&#x1D53C;", "𝔼")
+    assert "<code>$x$</code>" in one and "$not math$" in re.sub("<[^>]*>", "", one)
+    assert '<div class="equation" id="eq-one-elbo">' in one and '<span class="number">(1.1)</span>' in one
+    assert Outline(one).alts == ["One blue pixel"] and "<b>Figure 1.1</b>: Left: real, right: <math" in one
+    assert "<summary>Code: bound</summary>" in one and "<summary>Check: eq-one-elbo</summary>" in one and "<pre>printed" in one
+    for text, href in [("Equation 1.1", "eq-one-elbo"), ("Figure 1.1", "fig-one"), ("Section 1.1", "sec-one-claims")]:
+        assert f'<a href="10_models.one.html#{href}">{text}</a>' in two
+    assert '<a href="20_models.two.html#sec-two">Chapter 2</a>' in one
+    assert 'Kingma and Welling 2014</a>; <a href="references.html#ref-burda2016">Burda et al. 2016</a>, page 2)' in one
+    assert 'id="ref-burda2016"' in pages["references.html"] and "rezende2014" not in pages["references.html"]
+    assert "VBox" not in two and "Parameters of this run" in two and "Parameters of this run" not in one
+    assert "quarto.org" in pages["index.html"] and "10_models.one" in pages["index.html"]
+
+
+def test_dark_and_light():
+    css = report._style(ROOT)
+    dark = css[css.index("@media (prefers-color-scheme: dark)") :]
+    assert "--paper: #16181b" in dark and ".highlight .k " in dark and css.count("{") == css.count("}")
+
+    def luminance(color):
+        rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    for line in re.findall(r":root \{(.*?)\}", css):
+        colors = {k: "#" + (v * 2 if len(v) == 3 else v) for k, v in re.findall(r"--(\w+): #(\w+)", line)}
+        paper = luminance(colors["paper"])
+        for ink in ("ink", "soft", "link"):
+            low, high = sorted([paper, luminance(colors[ink])])
+            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, colors)  # WCAG 2, AA
+
+
+def test_an_unknown_reference_is_said(tmp_path, capsys):
+    project(tmp_path)
+    path = write(tmp_path / "runs/c", "10_models.one", "One", new_markdown_cell("See @eq-nowhere."), run("x = 1"))
+    report.stage([path], tmp_path / "report")
+    report.fallback(tmp_path)
+    assert "nothing is labelled eq-nowhere" in capsys.readouterr().err
+
+
+def test_formulas_and_citations_of_all_notebooks():
+    "Every formula of the book converts, and every key that is cited is in refs.bib."
+    bib, count = report._bibliography(ROOT / "nbs/refs.bib"), 0
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        for cell in nbformat.read(path, 4).cells:
+            for m in report.SPANS.finditer(cell.source) if cell.cell_type == "markdown" else []:
+                where = f"{path.name}: {m[0]}"
+                if m["display"] or m["inline"]:
+                    out = report._mathml(report._sizes(m["tex"] or m["math"]))
+                    assert not re.search(r"<m[a-z]+[^>]*>\\", out) and not re.search(r'mathvariant="(?!normal|bold-italic)', out), where
+                    count += 1
+                elif m["group"] or m["ref"]:
+                    for key in re.findall(r"@([\w](?:[\w.:-]*\w)?)", m[0]):
+                        assert key.split("-")[0] in report.KINDS or key in bib, where
+    assert count > 100
+
+
+def test_the_site_lists_every_notebook():
+    listed = re.findall(r"- (\S+\.ipynb)$", (ROOT / "nbs/sidebar.yml").read_text(), re.M)
+    assert sorted(listed) == sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
+
+
+def test_the_module_is_light():
+    code = "import genbook.report, sys; print(sorted({'torch', 'nbconvert', 'nbdev', 'matplotlib'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
+
+
+def test_a_quarto_that_fails_gives_plain_pages(tmp_path, capsys, monkeypatch):
+    broken = tmp_path / "bin/quarto"
+    broken.parent.mkdir()
+    broken.write_text('#!/bin/sh\n[ "$1" = --version ] && { echo 1.9.38; exit; }\necho broken >&2; exit 1\n')
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent))
+    page = report.build(project(tmp_path / "p"), tmp_path / "p")
+    said = capsys.readouterr().err
+    assert "Quarto 1.9 did not finish" in said and "quarto.log" in said and page.is_file()
+    assert "broken" in (tmp_path / "p/report/quarto.log").read_text()
+
+
+@pytest.mark.skipif(not report._quarto(), reason="no Quarto here: see quarto.org")
+def test_quarto_renders_the_book(tmp_path):
+    page = report.build(project(tmp_path), tmp_path)
+    assert page == tmp_path / "_report/index.html" and (tmp_path / "_report/report/10_models.one.html").is_file()
+    log = (tmp_path / "report/quarto.log").read_text()
+    assert not re.search("WARN|Unable to resolve|ERROR", log), log
+    text = re.sub("<script.*?</script>", "", (tmp_path / "_report/report/20_models.two.html").read_text(), flags=re.S)
+    assert 'href="10_models.one.html#eq-one-elbo"' in text and "?@" not in text and "#|" not in text and "widget" not in text
+    assert "<math" in (tmp_path / "_report/report/10_models.one.html").read_text()
+    if report._quarto()[1] >= (1, 9):
+        assert (tmp_path / "_report/genbook.pdf").read_bytes().startswith(b"%PDF")
