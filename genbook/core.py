@@ -107,6 +107,8 @@ METRICS = {  # name: (unit, better, meaning)
     "log_prob": ("nats", "higher", "log-probability of the discrete image, or its k-sample bound"),
     "bits_per_dim": ("bits/dim", "lower", "-log2 p(x) of the discrete image per pixel value"),
     "kl": ("nats", "", "KL from posterior to prior, mean over images"),
+    "forward_kl": ("nats", "lower", "KL from a known density to the model, mean over draws of the density"),
+    "reverse_kl": ("nats", "lower", "KL from the model to a known density, mean over draws of the model"),
     "rec": ("nats", "lower", "-log p(x|z) under the posterior, mean over images"),
     "mse": ("squared pixel value, [0, 1]", "lower", "squared error of the reconstruction, mean over pixels and images"),
     "pca_mse": ("squared pixel value, [0, 1]", "lower", "the same of PCA with as many components, fitted on the training images"),
@@ -122,6 +124,7 @@ METRICS = {  # name: (unit, better, meaning)
     "density": ("", "higher", "density"),
     "coverage": ("", "higher", "coverage"),
     "frechet_classifier": ("", "lower", "Fréchet distance of features of a classifier trained in the project"),
+    "frechet_pca": ("squared pixel value", "lower", "Fréchet distance of the first 16 principal components of the pixels"),
     "label_accuracy": ("", "higher", "share of conditional samples that the classifier assigns to their class"),
     "modes": ("modes", "higher", "modes that the samples reach"),
     "high_quality": ("", "higher", "share of samples within three standard deviations of a mode"),
@@ -129,6 +132,9 @@ METRICS = {  # name: (unit, better, meaning)
     "sample_images_per_s": ("images/s", "higher", "sampling throughput"),
     "train_minutes": ("minutes", "lower", "wall time of training, all starts together"),
     "parameters": ("", "", "number of trained parameters"),
+    "unexplained_variance": ("", "lower", "squared error of the reconstruction over the variance of the images"),
+    "sample_diversity": ("", "", "total variance of the samples over that of the images"),
+    "convergence_steps": ("steps", "lower", "first step at which the training loss has made 95 % of its way"),
 }
 
 
@@ -175,5 +181,8 @@ def assert_close(
     "Assert that shapes are equal and values agree within `atol + rtol*|expected|`."
     import torch
 
-    actual, expected = torch.as_tensor(actual).detach().double(), torch.as_tensor(expected).detach().double()
+    # through float64 from the start: as_tensor alone would round Python's numbers to float32
+    actual, expected = (
+        t.detach().double() if isinstance(t, torch.Tensor) else torch.as_tensor(t, dtype=torch.float64) for t in (actual, expected)
+    )
     torch.testing.assert_close(actual, expected, atol=atol, rtol=rtol, check_device=False)
