@@ -22,12 +22,14 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .core import GenbookError, check_choice, device, write_atomic
+from .data import Batches, Images
 
 # %% ../nbs/04_train.ipynb #bc6636f8
 def constant() -> Callable[[Tensor], Tensor]:  # it -> 1
@@ -144,7 +146,8 @@ class Constant(nn.Module):
             raise GenbookError(f"beta: {beta} is negative; allowed: 0 or more")
         self.beta = beta
 
-    def weight(self, it: Tensor) -> Tensor:
+    def weight(self, it: Tensor) -> Tensor:  # scalar
+        "The weight at iteration `it`."
         return torch.full_like(it, self.beta, dtype=torch.float32)
 
     def forward(self, it: Tensor) -> Tensor:  # scalar weight
@@ -180,7 +183,7 @@ class Cyclical(Constant):
 
 
 class CosineCyclical(Constant):
-    "Linear warm-up, then each cycle falls from `beta` to 0 along half a cosine: it *starts* at its maximum, unlike `Cyclical`."
+    "Linear warm-up over `warmup` steps, then in each `period` from `beta` to 0 along half a cosine: it *starts* at its maximum."
 
     def __init__(self, warmup: int = 1_000, period: int = 10_000, beta: float = 1.0):
         super().__init__(beta)
@@ -242,9 +245,9 @@ def make_optimizer(
     params: Iterable[Tensor],  # what to train
     name: str = "adam",  # a key of `OPTIMIZERS`
     *,
-    lr: float = 1e-3,
+    lr: float = 1e-3,  # learning rate
     betas: tuple[float, float] = (0.9, 0.999),  # of the Adam family
-    weight_decay: float = 0.0,
+    weight_decay: float = 0.0,  # L2 penalty; decoupled in adamw
 ) -> torch.optim.Optimizer:
     "An optimiser whose learning rate is a tensor on the parameters' device, ready for graph capture."
     check_choice("optimizer", name, OPTIMIZERS)
@@ -267,7 +270,7 @@ class EMA:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: nn.Module,  # whose trained parameters are averaged
         decay: float = 0.999,  # d, after warm-up
     ):
         if not 0 < decay < 1:
@@ -320,8 +323,24 @@ def preserved_rng(
         yield
 
 # %% ../nbs/04_train.ipynb #8f0605f7
+def _estimate_norms(model, batches, step):
+    "Batch-norm statistics of `model` over 20 of `batches`, a plain mean."
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    for m in norms:
+        m.reset_running_stats()
+        m.momentum = None  # a plain mean over the batches
+    if norms:
+        model.train()
+        images, b = batches.images, batches.shape[-1]
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: 20 * b]
+        with torch.no_grad(), preserved_rng(0):
+            for idx in order.to(images.y.device).split(b):
+                x, y = images.float(idx)
+                model.loss(x.to(step.device), y.to(step.device), it=step.it)
+
+
 class Step:
-    "What every step has: a device, an iteration, a model, and parts with a state (`parts()`)."
+    "What every step has: a device with its `precision`, an iteration, a model, and parts with a state (`parts()`)."
 
     model: nn.Module
     ema: EMA | None = None
@@ -332,6 +351,7 @@ class Step:
 
     @property
     def device(self) -> torch.device:
+        "Where it computes."
         return self.fabric.device
 
     def parts(self) -> dict:
@@ -349,28 +369,14 @@ class Step:
             group["lr"] = lr  # the tensor that the schedule writes to
         self.it.copy_(state["it"])
 
-    def eval_model(self, batches=None) -> nn.Module:
-        "A copy of the model in eval mode: averaged weights if there are any, with batch-norm statistics estimated for them from 20 of `batches`."
+    def eval_model(self, batches: Batches | None = None) -> nn.Module:
+        "A copy of the model in eval mode; averaged weights, if there are any, get batch-norm statistics of their own from 20 of `batches`."
         model = copy.deepcopy(self.model)
         if self.ema is not None:
             self.ema.copy_to(model)
             if batches is not None:
-                self._estimate_norms(model, batches)
+                _estimate_norms(model, batches, self)
         return model.eval()
-
-    def _estimate_norms(self, model, batches):
-        norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-        for m in norms:
-            m.reset_running_stats()
-            m.momentum = None  # a plain mean over the batches
-        if norms:
-            model.train()
-            images, b = batches.images, batches.shape[-1]
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))[: 20 * b]
-            with torch.no_grad(), preserved_rng(0):
-                for idx in order.to(images.y.device).split(b):
-                    x, y = images.float(idx)
-                    model.loss(x.to(self.device), y.to(self.device), it=self.it)
 
 # %% ../nbs/04_train.ipynb #9dacde16
 class LossStep(Step):
@@ -380,23 +386,22 @@ class LossStep(Step):
         self,
         model: nn.Module,  # has `loss(x, y, *, it) -> named tuple of (b,)`, with a field `total`
         *,
-        lr: float = 1e-3,
+        lr: float = 1e-3,  # largest learning rate
         optimizer: str = "adam",  # a key of `OPTIMIZERS`
-        betas: tuple[float, float] = (0.9, 0.999),
-        weight_decay: float = 0.0,
+        betas: tuple[float, float] = (0.9, 0.999),  # of the Adam family
+        weight_decay: float = 0.0,  # of the optimiser
         schedule: Callable[[Tensor], Tensor] | None = None,  # it -> factor of lr
         clip: float | None = None,  # largest norm of the whole gradient
         ema: float | None = None,  # decay of the moving average
-        precision: str = "32-true",
+        precision: str = "32-true",  # or "bf16-mixed", as for `make_fabric`
         compile: bool = False,  # compile the loss with torch.compile
         device: str = "auto",
     ):
         super().__init__(device, precision)
-        self.model = model.to(self.device)
+        self.model, self.clip, self.ema = model.to(self.device), clip, EMA(model, ema) if ema else None
         self.optimizer = make_optimizer(model.parameters(), optimizer, lr=lr, betas=betas, weight_decay=weight_decay)
         self.base_lr, self.lr = lr, self.optimizer.param_groups[0]["lr"]
         self.schedule = (schedule or constant()).to(self.device) if isinstance(schedule, nn.Module) else schedule or constant()
-        self.clip, self.ema = clip, EMA(model, ema) if ema else None
         self._terms = torch.compile(self.terms) if compile else self.terms
 
     def terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
@@ -419,6 +424,19 @@ class LossStep(Step):
         return {k: v.detach() for k, v in terms.items()} | {"lr": self.lr}
 
 # %% ../nbs/04_train.ipynb #20d2507c
+def _cut(path, name, step):
+    "Drop from `metrics.jsonl` the rows of this fit after `step`, and what a crash left half-written."
+
+    def keep(line):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            return False
+        return row["fit"] != name or row["step"] <= step
+
+    write_atomic(path, "".join(line + "\n" for line in path.read_text().splitlines() if keep(line)))
+
+
 class History:
     "Rows of numbers by step, in memory and, for a run with a folder, in `metrics.jsonl` and in TensorBoard's files."
 
@@ -433,19 +451,11 @@ class History:
         self.name, self.path, self.rows, self.seconds, self.resumed_from = name, path, list(rows), 0.0, step
         self._writer = None
         if path is not None and path.exists():
-            kept = [line for line in path.read_text().splitlines() if not self._is_later(line, step)]
-            write_atomic(path, "".join(line + "\n" for line in kept))
+            _cut(path, name, step)
         if logs is not None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._writer = SummaryWriter(str(logs / name), purge_step=step)
-
-    def _is_later(self, line, step):
-        try:
-            row = json.loads(line)
-        except ValueError:  # cut off by a crash
-            return True
-        return row["fit"] == self.name and row["step"] > step
 
     def add(self, step: int, values: dict[str, float]) -> None:
         "Append one row."
@@ -465,6 +475,7 @@ class History:
         return [r["step"] for r in rows], [r[key] for r in rows]
 
     def close(self) -> None:
+        "Close TensorBoard's file."
         if self._writer is not None:
             self._writer.close()
 
@@ -485,7 +496,7 @@ class EarlyStopping:
         self.monitor, self.patience, self.min_delta = monitor, patience, min_delta
         self.best, self.bad, self.step, self.weights = math.inf, 0, 0, None
 
-    def observe(self, it: int, row: dict, step) -> bool:  # whether to stop
+    def observe(self, it: int, row: dict, step: Step) -> bool:  # whether to stop
         "Take note of a validation row and keep the weights of the best one."
         if self.monitor not in row:
             raise GenbookError(f"stop: early stopping watches {self.monitor!r}, but validation gives {', '.join(row) or 'nothing'}")
@@ -496,7 +507,7 @@ class EarlyStopping:
             self.bad += 1
         return self.bad >= self.patience
 
-    def restore(self, step) -> None:
+    def restore(self, step: Step) -> None:
         "Load the best weights into `step`."
         for k, v in (self.weights or {}).items():
             step.parts()[k].load_state_dict(v)
@@ -556,7 +567,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path) -> dict:
-    "Read a checkpoint; raises `GenbookError` if it is damaged. Weights and plain containers only: nothing else is unpickled."
+    "Read the checkpoint at `path`; raises `GenbookError` if it is damaged. Weights and plain containers only: nothing else is unpickled."
     try:
         with zipfile.ZipFile(path) as z:
             damaged = z.testzip()
@@ -567,18 +578,13 @@ def load_checkpoint(path: Path) -> dict:
     raise GenbookError(f"checkpoint: {path} is damaged ({damaged}); delete it to train from the start")
 
 # %% ../nbs/04_train.ipynb #7067beff
-class _Advance:
-    "Calls the step on a key of the batches: eagerly, or as a CUDA graph after `WARM` eager calls."
+class _Once:
+    "Calls the step on a key of the batches, and keeps the newest values on the device."
 
-    WARM = 3
-
-    def __init__(self, step, batches, capture):
-        self.step, self.batches, self.calls, self.graph = step, batches, 0, None
-        self.strict = capture is True
-        self.wanted = capture in (True, "auto") and step.device.type == "cuda"
+    def __init__(self, step, batches):
+        self.step, self.batches = step, batches
         self.ok = torch.ones((), dtype=torch.bool, device=step.device)  # no value has been non-finite so far
         self.names, self.last = None, None  # the newest finite row of values, or the first one that is not
-        self.stream = torch.cuda.Stream() if self.wanted else None
 
     def once(self, key):
         out = self.step(*self.batches.fetch(key))
@@ -587,6 +593,23 @@ class _Advance:
             self.names, self.last = list(out), values.clone()
         self.last.copy_(torch.where(self.ok, values, self.last))
         self.ok.logical_and_(values.isfinite().all())
+
+    def values(self):
+        "The newest row of values, as plain numbers, and whether all rows so far were finite."
+        it, *values = self.last.tolist()
+        return int(it), dict(zip(self.names, values, strict=True)), bool(self.ok)
+
+
+class _Advance(_Once):
+    "The same eagerly, or as a CUDA graph after `WARM` eager calls."
+
+    WARM = 3
+
+    def __init__(self, step, batches, capture):
+        super().__init__(step, batches)
+        self.calls, self.graph, self.strict = 0, None, capture is True
+        self.wanted = capture in (True, "auto") and step.device.type == "cuda"
+        self.stream = torch.cuda.Stream() if self.wanted else None
 
     def __call__(self, key):
         self.calls += 1
@@ -619,12 +642,19 @@ class _Advance:
                 raise GenbookError(f"capture: the step cannot run as a CUDA graph: {reason}") from e
             warnings.warn(f"training goes on without a CUDA graph: {reason}", stacklevel=2)
 
-    def values(self):
-        "The newest row of values, as plain numbers, and whether all rows so far were finite."
-        it, *values = self.last.tolist()
-        return int(it), dict(zip(self.names, values, strict=True)), bool(self.ok)
-
 # %% ../nbs/04_train.ipynb #beb5741c
+def _begin(step, batches, stop, run, name):
+    "Resume from the run's checkpoint, if there is one: the step to go on from, the history up to it, and the checkpoint's place."
+    folder = None if run is None else run.dir
+    path = folder / "checkpoint" / f"{name}.pt" if folder else None
+    it, rows, seconds = _resume(step, batches, stop, path)
+    history = History(name, folder and folder / "metrics.jsonl", run.logs if folder else None, rows, it)
+    history.seconds = seconds
+    if run is not None:
+        run.resumed[name] = it
+    return it, history, path
+
+
 def _resume(step, batches, stop, path):
     "Load the checkpoint, if there is one, into all that takes part; returns (step, history rows, seconds)."
     if path is None or not path.exists():
@@ -642,51 +672,41 @@ def _resume(step, batches, stop, path):
     return state["it"], state["history"], state["seconds"]
 
 
-def _check_finite(advance, name, path, saved):
+def _check_finite(advance, name, path):
     "The newest values, or `GenbookError` if one was not finite."
     it, values, ok = advance.values()
     if not ok:
         bad = [f"{k} = {v}" for k, v in values.items() if not math.isfinite(v)]
-        last = f"last good checkpoint: {path}, step {saved}" if path is not None and path.exists() else "there is no checkpoint"
+        good = path is not None and path.exists()
+        last = f"last good checkpoint: {path}, step {load_checkpoint(path)['it']}" if good else "there is no checkpoint"
         raise GenbookError(f"training {name!r}: {', '.join(bad)} at step {it}; {last}")
     return values
 
 # %% ../nbs/04_train.ipynb #f635da18
 def fit(
-    step,  # e.g. a `LossStep`: one call is one iteration
-    batches,  # endless, e.g. `data.Batches`: iterating gives keys, `fetch(key)` gives (x, y)
+    step: Step,  # e.g. a `LossStep`: one call is one iteration
+    batches: Batches,  # or like it: iterating gives keys without end, `fetch(key)` gives (x, y)
     steps: int,  # iterations in all, those before a resume included
     *,
     name: str = "main",  # of this training within its run
-    run=None,  # a `runs.Run`, whose folder takes checkpoint, metrics and logs
+    run: Any = None,  # a `runs.Run`, whose folder takes checkpoint, metrics and logs
     every: int = 500,  # iterations between validations, hooks and checkpoints
     log_every: int = 50,  # iterations between rows of the training loss
     valid: Callable[[nn.Module], dict] | None = None,  # eval model -> numbers
-    stop: EarlyStopping | None = None,
+    stop: EarlyStopping | None = None,  # goes back to the best weights
     hooks: Iterable[Callable] = (),  # called as hook(it, step, history)
     capture: bool | str = "auto",  # run the step as a CUDA graph: True, False, or where it can
-    progress: bool = True,
+    progress: bool = True,  # show a bar
 ) -> History:
     "Train. Goes on from the run's checkpoint where there is one; on one CPU thread count, exactly as if it had never stopped."
-    from tqdm.auto import tqdm
-
-    folder = None if run is None else run.dir
-    path = folder / "checkpoint" / f"{name}.pt" if folder else None
-    it, rows, seconds = _resume(step, batches, stop, path)
-    history = History(name, folder and folder / "metrics.jsonl", run.logs if folder else None, rows, it)
-    history.seconds = seconds
-    if run is not None:
-        run.resumed[name] = it
-    advance, saved, stopped = _Advance(step, batches, capture), it, bool(stop and stop.bad >= stop.patience)
-    quiet = not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look at it
-    bar = tqdm(total=steps, initial=it, desc=name, disable=quiet, mininterval=1.0, leave=False)
-    began = time.perf_counter()
-    for key in islice(batches, 0 if stopped else max(steps - it, 0)):
+    start, history, path = _begin(step, batches, stop, run, name)
+    advance, stopped = _Advance(step, batches, capture), bool(stop and stop.bad >= stop.patience)
+    bar, began = _bar(steps, start, name, progress), time.perf_counter()
+    for it, key in enumerate(islice(batches, 0 if stopped else max(steps - start, 0)), start + 1):
         advance(key)
-        it += 1
         if it % log_every == 0 or it % every == 0 or it == steps:
-            values = _check_finite(advance, name, path, saved)
-            history.seconds = seconds = seconds + time.perf_counter() - began
+            values = _check_finite(advance, name, path)
+            history.seconds += time.perf_counter() - began
             history.add(it, {f"train/{k}": v for k, v in values.items()})
             bar.update(it - bar.n)
             bar.set_postfix_str(f"loss {values.get('total', next(iter(values.values()))):.4g}")
@@ -694,9 +714,7 @@ def fit(
                 stopped = _validate(step, batches, it, history, valid, stop)
                 for hook in hooks:
                     hook(it, step, history)
-                if path is not None:
-                    save_checkpoint(path, _checkpoint(step, batches, stop, it, history, seconds))
-                    saved = it
+                _save(path, step, batches, stop, it, history)
             began = time.perf_counter()
             if stopped:
                 break
@@ -720,24 +738,34 @@ def _validate(step, batches, it, history, valid, stop):
     return stop is not None and stop.observe(it, row, step)
 
 
-def _checkpoint(step, batches, stop, it, history, seconds):
-    return {
-        "it": it,
-        "step": step.state_dict(),
-        "batches": batches.state_dict(),
-        "stop": stop and stop.state_dict(),
-        "rng": _rng_state(),
-        "history": history.rows,
-        "seconds": seconds,
-    }
+def _save(path, step, batches, stop, it, history):
+    "Write the checkpoint, if the run has a folder for it."
+    if path is not None:
+        state = {
+            "it": it,
+            "step": step.state_dict(),
+            "batches": batches.state_dict(),
+            "stop": stop and stop.state_dict(),
+            "rng": _rng_state(),
+            "history": history.rows,
+            "seconds": history.seconds,
+        }
+        save_checkpoint(path, state)
+
+
+def _bar(steps, it, name, progress):
+    from tqdm.auto import tqdm
+
+    quiet = not progress or os.environ.get("TQDM_DISABLE", "0") not in ("", "0")  # tqdm's notebook bar does not look at it
+    return tqdm(total=steps, initial=it, desc=name, disable=quiet, mininterval=1.0, leave=False)
 
 # %% ../nbs/04_train.ipynb #3c64c575
 @torch.no_grad()
 def mean_loss(
     model: nn.Module,  # has `loss`
-    images,  # an `Images` of `data`
+    images: Images,  # a split of a data set
     *,
-    batch_size: int = 500,
+    batch_size: int = 500,  # images at a time
     seed: int = 0,  # of the model's own noise
     n: int | None = None,  # only the first n images
 ) -> dict[str, float]:
