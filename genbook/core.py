@@ -10,9 +10,11 @@ __all__ = ['METRICS', 'GenbookError', 'nearest', 'check_choice', 'project_root',
 import os
 import random
 import tempfile
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 # %% ../nbs/00_core.ipynb #22a72e39
 class GenbookError(ValueError):
@@ -21,7 +23,7 @@ class GenbookError(ValueError):
 
 def nearest(
     word: str,  # what was typed
-    valid,  # the words that are allowed
+    valid: Iterable,  # the words that are allowed
 ) -> str:  # "; did you mean 'x'?", or an empty string when nothing is close
     "The nearest valid word, as the end of an error message."
     close = get_close_matches(str(word), [str(v) for v in valid], n=1, cutoff=0.5)
@@ -31,7 +33,7 @@ def nearest(
 def check_choice(
     name: str,  # the argument's name
     value: str,  # what came
-    valid,  # the words that are allowed
+    valid: Iterable,  # the words that are allowed
 ) -> str:  # `value`, if it is allowed
     "Raise `GenbookError` unless `value` is one of `valid`."
     valid = list(valid)
@@ -137,7 +139,7 @@ METRICS = {  # name: (unit, better, meaning)
     "convergence_steps": ("steps", "lower", "first step at which the training loss has made 95 % of its way"),
 }
 
-
+# %% ../nbs/00_core.ipynb #4df53e9c
 @dataclass(frozen=True)
 class Metric:
     "A measured number with its conditions; made by `metric`."
@@ -153,15 +155,15 @@ class Metric:
         se = "" if self.se is None else f" ± {self.se:.2g}"
         return f"{self.value:.5g}{se}{' ' + self.unit if self.unit else ''}"
 
-
+# %% ../nbs/00_core.ipynb #4b00a06c
 def metric(
     name: str,  # a key of `METRICS`
-    value,  # a number, or one per example: then mean, standard error and n are taken from them
+    value: Any,  # a number, or a tensor with one per example: then mean, standard error and n are taken from them
     *,
     se: float | None = None,  # standard error of `value`
     n: int | None = None,  # number of examples
-    split: str = "test",
-    estimator: str = "",
+    split: str = "test",  # of the data set
+    estimator: str = "",  # how it was estimated, where there are several ways
 ) -> Metric:
     "A `Metric` of a registered name; raises `GenbookError` for an unknown one."
     check_choice("metric", name, METRICS)
@@ -172,8 +174,8 @@ def metric(
 
 # %% ../nbs/00_core.ipynb #9c3705f8
 def assert_close(
-    actual,  # tensor, array or number
-    expected,  # the same
+    actual: Any,  # tensor, array or number
+    expected: Any,  # the same
     *,
     atol: float = 1e-6,  # absolute tolerance
     rtol: float = 0.0,  # relative tolerance
