@@ -20,11 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Executor, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 from .core import GenbookError, Metric, check_choice, nearest, project_root, write_atomic
 
@@ -38,7 +39,7 @@ class Parameter:
     types: tuple[str, ...]  # names of the types allowed
     about: str  # the comment
 
-    def check(self, value):
+    def check(self, value: Any) -> Any:
         "`value`, converted where that is safe (1 to 1.0, '1e-3' to 0.001); raises `GenbookError` otherwise."
         kind = type(value).__name__
         if kind in self.types or (value is None and "None" in self.types):
@@ -146,6 +147,7 @@ class Job:
 
     @property
     def id(self) -> str:
+        "Data set, seed and a hash of all parameters."
         digest = hashlib.sha256(json.dumps([self.notebook, self.params], sort_keys=True).encode()).hexdigest()[:8]
         dataset = re.sub(r"[^a-z0-9]+", "-", str(self.params.get("dataset", self.notebook)).lower()).strip("-")[-32:]
         return f"{dataset}-s{self.params.get('seed', 0)}-{digest}"
@@ -214,7 +216,7 @@ class Run:
             check_choice("metric", name.partition("__")[0], METRICS)
             self.metrics[name] = m
 
-    def figure(self, fig, name: str):
+    def figure(self, fig: Any, name: str) -> Any:  # of matplotlib
         "Save a figure into the run's folder and give it back, to be displayed."
         if self.dir:
             (self.dir / "figures").mkdir(exist_ok=True)
@@ -331,7 +333,7 @@ def _read(path: Path) -> dict:
 
 
 def is_done(folder: Path) -> bool:
-    "Whether a run has a whole result."
+    "Whether the run in `folder` has a whole result."
     return _read(folder / "status.json").get("state") == "done" and bool(_read(folder / "result.json").get("metrics") is not None)
 
 # %% ../nbs/08_runs.ipynb #8f910455
@@ -404,13 +406,13 @@ def _papermill(source, folder, params, threads, runs):
 
 # %% ../nbs/08_runs.ipynb #1d34bba1
 def run_jobs(
-    jobs: list[Job],
+    jobs: list[Job],  # from `expand`
     runs: Path | None = None,  # folder of all runs
     *,
     workers: int | None = None,  # processes at a time
     force: bool = False,  # repeat what is done
     executor: Executor | None = None,  # where to submit, instead of local processes
-    report=lambda outcomes, running: None,  # called as things change, and twice a second
+    report: Callable[[dict, list], None] = lambda outcomes, running: None,  # called as things change, and twice a second
     root: Path | None = None,
 ) -> list[Outcome]:  # in the order of the jobs
     "Make all runs; one that fails does not stop the others."
@@ -445,7 +447,7 @@ def _outcome(future, job, runs):
 
 
 def progress_of(folder: Path) -> dict:
-    "The newest row of a run's `metrics.jsonl`; empty before the first."
+    "The newest row of `metrics.jsonl` in a run's `folder`; empty before the first."
     try:
         with open(folder / "metrics.jsonl", "rb") as f:
             f.seek(0, os.SEEK_END)
