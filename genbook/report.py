@@ -158,9 +158,12 @@ def _check_whole(nb, path):
 
 
 def _portable(cell):
-    "Outputs that a page can show: no widgets (their figure stays), no bare reprs beside a figure."
+    "Outputs that a page can show: no widgets (their figure stays), and what was printed as one piece."
     kept = []
     for o in cell.outputs:
+        if kept and o.output_type == "stream" == kept[-1].output_type and o.name == kept[-1].name:
+            kept[-1].text += o.text
+            continue
         if "data" in o and any(k.startswith("application/vnd.jupyter.widget") for k in o.data):
             o.data = {k: v for k, v in o.data.items() if k.startswith(("image/", "text/html"))}
         if o.get("data", True):

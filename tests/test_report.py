@@ -1,5 +1,6 @@
 "The report: what is staged, the plain pages, and the book where there is a Quarto."
 
+import ast
 import re
 import shutil
 import subprocess
@@ -247,6 +248,21 @@ def test_formulas_and_citations_of_all_notebooks():
 def test_the_site_lists_every_notebook():
     listed = re.findall(r"- (\S+\.ipynb)$", (ROOT / "nbs/sidebar.yml").read_text(), re.M)
     assert sorted(listed) == sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
+
+
+def test_notebooks_are_as_the_site_needs_them():
+    "nbdev drops what follows the summary in a title's cell, runs whole cells that import, and fails on an exported last cell."
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        cells = nbformat.read(path, 4).cells
+        assert re.fullmatch(r"# .+\n\n> .+", cells[0].source), f"{path.name}: the first cell is '# Title' and '> summary', nothing else"
+        assert not re.match(r"#\| *export", cells[-1].source), f"{path.name}: the last cell is exported: put something after it"
+        for c in cells:
+            if c.cell_type == "code" and not re.search(r"^#\| *export", c.source, re.M):
+                tree = ast.parse(c.source)
+                kinds = (ast.Import, ast.ImportFrom)
+                plain = all(isinstance(n, (*kinds, ast.FunctionDef, ast.ClassDef)) for n in tree.body)
+                imports = any(isinstance(n, kinds) for n in ast.walk(tree))
+                assert plain or not imports, f"{path.name}: a cell that imports does nothing else:\n{c.source[:200]}"
 
 
 def test_the_module_is_light():
