@@ -2,8 +2,8 @@
 
     python benchmarks/throughput.py [--rounds 7] [--steps 200] [--device cpu]
 
-Every variant trains the same network, a 784-512-16 Bernoulli VAE, with batch size 64 and Adam. Each round times each variant once, in turn; a ratio is the median
-over rounds of the ratio within a round, so that a slow minute of the machine hits both sides.
+Every variant trains the same network, a 784-512-16 Bernoulli VAE, with batch size 64 and Adam. Each round times each variant once, in turn;
+a ratio is the median over rounds of the ratio within a round, so that a slow minute of the machine hits both sides.
 """
 
 import argparse
@@ -125,7 +125,8 @@ def main():
     for i in range(args.rounds):
         for name in sorted(runs, key=lambda k: hash((k, i))):  # in another order each round
             times[name].append(timed(runs[name]))
-    print(f"784-512-16 VAE, batch {BATCH}, {args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}, {args.rounds} rounds of {args.steps} steps")
+    where = f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"784-512-16 VAE, batch {BATCH}, {where}, {args.rounds} rounds of {args.steps} steps")
     for name, ts in times.items():
         print(f"  {name:16} {n / statistics.median(ts):12,.0f} images/s")
     for name in list(times)[1:]:

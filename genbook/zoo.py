@@ -8,6 +8,7 @@ __all__ = ['FAMILIES', 'list_models', 'create_model', 'register_model']
 # %% ../nbs/80_zoo.ipynb #4173e8aa
 from collections.abc import Callable
 from fnmatch import fnmatch
+from functools import partial
 from importlib import import_module
 
 from torch import nn
@@ -25,7 +26,7 @@ def _entries() -> dict[str, Callable]:
     for family, (module, cls) in FAMILIES.items():
         module = import_module(module)
         for config, kwargs in module.CONFIGS.items():
-            found[f"{family}_{config}"] = lambda *a, _cls=getattr(module, cls), _kw=kwargs, **kw: _cls(*a, **(_kw | kw))
+            found[f"{family}_{config}"] = partial(getattr(module, cls), **kwargs)
     return found | _registered
 
 
