@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from genbook import report
@@ -257,6 +258,10 @@ def test_notebooks_are_as_the_site_needs_them():
         assert re.fullmatch(r"# .+\n\n> .+", cells[0].source), f"{path.name}: the first cell is '# Title' and '> summary', nothing else"
         assert not re.match(r"#\| *export", cells[-1].source), f"{path.name}: the last cell is exported: put something after it"
         for c in cells:
+            for line in re.findall(r"^#\|\s*([\w-]+\s*:.*)", c.source, re.M) if c.cell_type == "code" else []:
+                assert all(isinstance(v, str | bool | int) for v in yaml.safe_load(line).values()), (
+                    f"{path.name}: quote the text of #| {line}"
+                )
             if c.cell_type == "code" and not re.search(r"^#\| *export", c.source, re.M):
                 tree = ast.parse(c.source)
                 kinds = (ast.Import, ast.ImportFrom)
