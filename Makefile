@@ -36,7 +36,7 @@ lab: $(READY) ## Jupyter Lab on the notebooks
 
 bench: .venv/.peers ## throughput beside peers, import and start-up times
 	@"$(BIN)/python" -c "import pythae" 2>/dev/null || $(PIP) pythae==0.1.2 -c constraints.txt
-	@"$(BIN)/python" benchmarks/throughput.py
+	@OMP_NUM_THREADS=1 "$(BIN)/python" benchmarks/throughput.py
 
 export: $(READY) ## before a commit: clean and format the notebooks, export the package, write README.md
 	@nbdev_clean && ruff format --quiet nbs tests && nbdev_export && python .ci/readme.py
