@@ -34,7 +34,7 @@ docs: .venv/.quarto ## the site, in _docs (needs Quarto)
 lab: $(READY) ## Jupyter Lab on the notebooks
 	@"$(BIN)/jupyter" lab nbs
 
-bench: .venv/.peers ## throughput beside peers, import and start-up times
+bench: $(READY) ## throughput beside peers, import and start-up times
 	@"$(BIN)/python" -c "import pythae" 2>/dev/null || $(PIP) pythae==0.1.2 -c constraints.txt
 	@OMP_NUM_THREADS=1 "$(BIN)/python" benchmarks/throughput.py
 
@@ -49,10 +49,6 @@ $(READY): settings.ini setup.py constraints.txt
 	@echo "Installing into .venv: once, some minutes"
 	@"$(PYTHON)" -m venv .venv
 	@$(PIP) -e ".[dev]" -c constraints.txt
-	@touch $@
-
-.venv/.peers: $(READY)
-	@$(PIP) pythae==0.1.2 -c constraints.txt
 	@touch $@
 
 # Quarto is wanted, not needed, and tried once: remove .venv/.quarto to try again.
