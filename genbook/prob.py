@@ -123,7 +123,9 @@ def logistic_log_mass(
     return F.logsigmoid(hi) + F.logsigmoid(-lo) + log1mexp(delta)
 
 
-def laplace_log_cdf(t: Tensor) -> Tensor:
+def laplace_log_cdf(
+    t: Tensor,  # any shape
+) -> Tensor:  # of the same shape, nats
     "log F of the standard Laplace distribution."
     return torch.where(t < 0, t.clamp(max=0) - math.log(2), (-0.5 * (-t.clamp(min=0)).exp()).log1p())
 
@@ -140,7 +142,9 @@ def laplace_log_mass(
     return torch.where(u < 0, outside, inside)
 
 # %% ../nbs/03_prob.ipynb #9f0de4dd
-def normal_log_cdf(t: Tensor) -> Tensor:
+def normal_log_cdf(
+    t: Tensor,  # any shape
+) -> Tensor:  # of the same shape, nats
     "log F of the standard normal; torch's own `log_ndtr` has no usable gradient below -1000 in float32."
     low, high = t.clamp(max=-1), t.clamp(min=-1)
     tail = (0.5 * torch.special.erfcx(-low / math.sqrt(2))).log() - 0.5 * low**2
