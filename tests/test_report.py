@@ -73,7 +73,7 @@ def project(root):
     one = [
         run("#| default_exp models.one"),
         run("zdim: int = 2  # size\nrun_dir: str | None = None", tags=["parameters"]),
-        run("# Parameters\nzdim = 2\nrun_dir = '/home/someone/runs'", tags=["injected-parameters"]),
+        run("# Parameters\nzdim = 2\nrun_dir = '/srv/someone/runs'", tags=["injected-parameters"]),
         new_markdown_cell(FORMULAS),
         run("#| exports\ndef bound(x):\n    return x", new_output("stream", text="printed\n")),
         run("#| label: fig-one\n#| fig-cap: Left: real, right: $\\hat x$\n#| fig-alt: One blue pixel\nplot()", figure()),
