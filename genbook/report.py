@@ -391,7 +391,7 @@ def _group(match, index):
     text = re.sub(r"(-?)@([\w](?:[\w.:-]*\w)?)", lambda m: _reference(m[2], index, paren=True, name=not m[1]), match["keys"])
     return text if any(k.split("-")[0] in KINDS for k in keys) else f"({text})"
 
-
+# %% ../nbs/09_report.ipynb #fa3d14cc
 def _to_html(source: str, index: Index, count: dict, number: int | None) -> str:
     "Markdown of a cell as HTML: formulas in MathML, references as links, headings numbered."
     import mistune
@@ -544,7 +544,7 @@ def _pages(root, staged):
         pages.append(Page(f"{path.stem}.html", f"{number} {title}", cells, number, PARTS.get(int(path.name[0]), "More")))
     return pages
 
-
+# %% ../nbs/09_report.ipynb #2e8c57a2
 def fallback(
     root: str | os.PathLike,  # the project, with staged notebooks in report/
     staged: Sequence[Path] | None = None,  # instead of all in report/
