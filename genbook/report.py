@@ -622,6 +622,22 @@ def _book(root, staged, cited):
         listed.append(page.relative_to(root).as_posix())
     return write_atomic(root / "report/_book.yml", yaml.safe_dump({"book": {"chapters": listed}}, sort_keys=False))
 
+# %% ../nbs/09_report.ipynb #f424769f
+def _run_quarto(quarto, root, to):
+    "Render to one format; says what Quarto warned of, and where its log is if it failed."
+    shutil.rmtree(root / "_report", ignore_errors=True)
+    env = {**os.environ, "QUARTO_PYTHON": sys.executable, "NO_COLOR": "1"}
+    done = subprocess.run([quarto, "render", str(root), "--to", to], capture_output=True, text=True, env=env)
+    log = root / "report/quarto.log"
+    with open(log, "a", encoding="utf-8") as f:
+        f.write(done.stdout + done.stderr)
+    for warning in re.findall(r"^.*(?:WARN|Unable to resolve).*$", done.stdout + done.stderr, re.M):
+        print(f"report: {warning.strip()}", file=sys.stderr)
+    good = not done.returncode and (root / "_report" / {"html": "index.html", "typst": "genbook.pdf"}[to]).is_file()
+    if not good:
+        print(f"report: Quarto could not make {to}, see {log}", file=sys.stderr)
+    return good
+
 # %% ../nbs/09_report.ipynb #779c0ce8
 def render(
     root: str | os.PathLike,  # the project, with staged notebooks in report/
@@ -635,23 +651,16 @@ def render(
         return page
     staged = sorted((root / "report").glob("*.ipynb"))
     _book(root, staged, cited=any("@" in p.read_text(encoding="utf-8") for p in staged))
-    shutil.rmtree(root / "_report", ignore_errors=True)
-    to = [] if quarto[1] >= (1, 9) else ["--to", "html"]
-    done = subprocess.run(
-        [quarto[0], "render", str(root), *to],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "QUARTO_PYTHON": sys.executable, "NO_COLOR": "1"},
-    )
-    log = write_atomic(root / "report/quarto.log", done.stdout + done.stderr)
-    for warning in re.findall(r"^.*(?:WARN|Unable to resolve).*$", log.read_text(), re.M):
-        print(f"report: {warning.strip()}", file=sys.stderr)
-    if done.returncode or not (root / "_report/index.html").is_file():
-        print(f"report: Quarto {'.'.join(map(str, quarto[1]))} did not finish, see {log}; plain pages instead", file=sys.stderr)
-        return fallback(root)
-    if to:
-        print("report: HTML only; the PDF needs Quarto 1.9", file=sys.stderr)
-    return root / "_report/index.html"
+    (root / "report/quarto.log").unlink(missing_ok=True)
+    pdf = root / "report/genbook.pdf"
+    if quarto[1] < (1, 9):
+        print("report: the PDF needs Quarto 1.9", file=sys.stderr)
+    elif _run_quarto(quarto[0], root, "typst"):
+        os.replace(root / "_report/genbook.pdf", pdf)  # rendering HTML begins by emptying the folder
+    page = root / "_report/index.html" if _run_quarto(quarto[0], root, "html") else fallback(root)
+    if pdf.is_file():
+        os.replace(pdf, root / "_report/genbook.pdf")
+    return page
 
 
 def build(
