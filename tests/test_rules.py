@@ -96,7 +96,7 @@ def test_what_is_imported_is_required(root):
     required = {"scikit-learn": "sklearn", "pyyaml": "yaml"}
     known = {required.get(name, name.replace("-", "_")) for name in requirements(root, "requirements")} | set(sys.stdlib_module_names)
     known |= {"genbook", "IPython", "PIL", "nbclient", "nbformat", "jupyter_client"}  # of jupyterlab, torchvision and papermill
-    known |= {"nbdev", "nbconvert", "latex2mathml"}  # of the report, in the extra `dev`
+    known |= {"nbdev", "nbconvert", "latex2mathml", "mistune", "pygments", "jinja2"}  # of the report, with the extra `dev`
     for path in (root / "genbook").rglob("*.py"):
         imported = set(re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text()))
         assert imported <= known, f"{path.name} imports {imported - known}"
