@@ -278,8 +278,8 @@ class VAE(GaussianVAE):
         self.prior, self.kl_weight = StandardNormal(zdim), kl_schedule(kl, beta=beta, **(kl_args or {}))
         self.discrete = self.head.discrete
 
-# %% ../../nbs/11_models.vae.ipynb #f319ffd0
-_SQUARES = dict(likelihood="gaussian", beta=effective_beta(1))  # sum of squared errors + KL, up to a factor of 2
+# %% ../../nbs/11_models.vae.ipynb #d025c915
+_SQUARES = dict(likelihood="gaussian", log_scale=-0.5 * math.log(2))  # sigma^2 = 1/2: the sum of squared errors + KL, as written
 CONFIGS = {
     "mlp_digits": dict(tower="mlp", width=128, zdim=16, likelihood="discretized_logistic", scale="shared"),  # ours, for the embedded digits
     "mlp": dict(tower="mlp", width=512, depth=2, act="elu", zdim=40),  # ours, for binary images
