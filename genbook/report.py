@@ -332,7 +332,7 @@ def _bib_html(key, entry):
     where = entry.get("booktitle") or entry.get("journal") or entry.get("institution") or entry.get("publisher", "")
     where += " " + entry["volume"] if "volume" in entry else ""
     where += ": " + entry["pages"].replace("--", "–") if "pages" in entry else ""
-    authors = re.sub(r" and (?=.* and )", "; ", entry["author"])
+    authors = re.sub(r" and (?=.* and )", "; ", entry["author"]).rstrip(".")
     text = html.escape(re.sub(r"[{}]", "", f"{authors}. {entry['year']}. {entry['title']}. {where}."))
     link = f' <a href="{html.escape(entry["url"])}">{html.escape(entry["url"])}</a>' if "url" in entry else ""
     return f'<p class="reference" id="ref-{key}">{text}{link}</p>'
@@ -352,6 +352,7 @@ def _mathml(tex, block=False):
     from latex2mathml.converter import convert
 
     tex = re.sub(r"\\(mathbb|mathcal|mathbf|mathrm|mathsf|mathfrak) *([A-Za-z0-9])", r"\\\1{\2}", " ".join(tex.split()))
+    tex = re.sub(r"\\(begin|end)\{(?:aligned|split)\}", r"\\\1{align*}", tex)
     if len(re.findall(r"\\l[vV]ert", tex)) == len(re.findall(r"\\r[vV]ert", tex)):
         tex = re.sub(r"(?<!\\left)(?<!\\right)\\(?:(l)|r)([vV]ert)", lambda m: rf"\left\l{m[2]}" if m[1] else rf"\right\r{m[2]}", tex)
     out = (
@@ -359,8 +360,11 @@ def _mathml(tex, block=False):
         .replace("<mi>&#x0007E;</mi>", "<mo>&#x0223C;</mo>")
         .replace("<mi>;</mi>", "<mo>;</mo>")
     )
+    out = re.sub(r'columnalign="(\w+)"', r'style="text-align: \1; padding: 0.2em 0.1em"', out)
     return re.sub(
-        rf'(?<!<m...>)(?<!<munder>)(<mi>(?:{FUNCTIONS})</mi>)(?!</|<mo stretchy="false">&#x00028;)', r'\1<mspace width="0.167em"/>', out
+        rf'(?<!<msub>)(?<!<msup>)(?<!<munder>)(<mi>(?:{FUNCTIONS})</mi>)(?!</|<mo stretchy="false">&#x00028;)',
+        r'\1<mspace width="0.167em"/>',
+        out,
     )
 
 
