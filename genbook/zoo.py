@@ -15,8 +15,8 @@ from torch import nn
 
 from .core import GenbookError, check_choice
 
-# %% ../nbs/80_zoo.ipynb #6de073f1
-FAMILIES = {"ae": ("genbook.models.ae", "AE"), "vae": ("genbook.models.vae", "VAE")}
+# %% ../nbs/80_zoo.ipynb #30810af8
+FAMILIES = {"ae": ("genbook.models.ae", "AE"), "vae": ("genbook.models.vae", "VAE"), "realnvp": ("genbook.models.realnvp", "RealNVP")}
 _registered: dict[str, Callable] = {}
 
 
