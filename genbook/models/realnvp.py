@@ -155,7 +155,8 @@ class Coupling(Bijection):
     def _apply_to(self, x, cond, element):
         given = x * self.mask
         if cond is not None:  # an image of any size
-            given = torch.cat([given, F.adaptive_avg_pool2d(cond, x.shape[-2:])], 1)
+            cond = cond if cond.shape[-2:] == x.shape[-2:] else F.adaptive_avg_pool2d(cond, x.shape[-2:])
+            given = torch.cat([given, cond], 1)
         theta = self.net(given).to(x.dtype).unflatten(1, (self.numbers, -1))
         y, ldj = element(x, theta)
         return torch.where(self.mask > 0, x, y), ((1 - self.mask) * ldj).flatten(1).sum(1)
