@@ -283,8 +283,8 @@ def _device_name():
 
     import torch
 
-    used_cuda = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.cuda.get_device_name() if used_cuda else f"CPU ({platform.machine()}), {torch.get_num_threads()} threads"
+    used_cuda, n = torch.cuda.is_available() and torch.cuda.is_initialized(), torch.get_num_threads()
+    return torch.cuda.get_device_name() if used_cuda else f"CPU ({platform.machine()}), {n} thread{'s' * (n > 1)}"
 
 
 def _result(run):
