@@ -396,7 +396,7 @@ def _papermill(source, folder, params, threads, runs):
     try:
         with tempfile.TemporaryDirectory(prefix="genbook-") as sockets:  # files instead of ports: nothing listens
             config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
-            kernel = {"kernel_name": "python3", "language": "python", "config": config}
+            kernel = {"kernel_name": "python3", "language": "python", "config": config, "extra_arguments": ["--log-level=50"]}
             papermill.execute_notebook(str(source), str(out), params | where, cwd=str(source.parent), progress_bar=False, **kernel)
         return ""
     except PapermillExecutionError as e:
