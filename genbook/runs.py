@@ -155,7 +155,7 @@ class Job:
     @property
     def label(self) -> str:
         "What tells this run from the others of its experiment."
-        return " ".join(f"{k}={self.params[k]}" for k in self.varied) or self.id
+        return " ".join(f"{k}={self.params[k]}" for k in self.varied) or self.notebook
 
 
 def expand(
