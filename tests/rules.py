@@ -529,13 +529,20 @@ def figures_have_captions(book):
 
 @rule
 def references_resolve(book):
-    "Every @eq- and @fig- in the prose is a label of the same book."
-    labels = {label for c in book.markdown for _, label in EQUATION.findall(c.source)} | {c.option.get("label") for c in book.code}
-    labels |= {label for c in book.markdown for label in re.findall(r"\{#([\w-]+)", c.source)}
+    "Every @eq- and @fig- in the prose is a label of the site; in a chapter it is one of a chapter, since the book has no other pages."
+    chapters = _labels(c for c in book.markdown + book.code if c.notebook.chapter)
+    everywhere = _labels(book.markdown + book.code)
     for c in book.markdown:
         for name in re.findall(r"@((?:eq|fig|sec|tbl)-[a-z0-9-]*[a-z0-9])", _prose(c)):
-            if name not in labels:
+            if name not in (chapters if c.notebook.chapter else everywhere):
                 yield f"{c}: there is no {name}"
+
+
+def _labels(cells):
+    found = set()
+    for c in cells:
+        found |= set(re.findall(r"\{#([\w-]+)", c.source)) | {c.option.get("label")}
+    return found
 
 
 # ---- the files around
