@@ -252,9 +252,12 @@ def notebook_digest(path):
     return _digest("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code").encode())
 
 
+PLUMBING = {"genbook.runs", "genbook.viz", "genbook._modidx"}  # no number comes from these
+
+
 def _module_digests():
     mods = {n: getattr(m, "__file__", None) for n, m in list(sys.modules.items()) if n.startswith("genbook.")}
-    return {n: _digest(Path(f).read_bytes()) for n, f in sorted(mods.items()) if f and not n.endswith("_modidx")}
+    return {n: _digest(Path(f).read_bytes()) for n, f in sorted(mods.items()) if f and n not in PLUMBING}
 
 
 def _git():
@@ -463,7 +466,7 @@ def is_stale(result: dict, root: Path | None = None) -> bool:
     source = root / "nbs" / f"{result.get('notebook')}.ipynb"
     if not source.is_file() or notebook_digest(source) != result.get("notebook_digest"):
         return True
-    files = {n: root / (n.replace(".", "/") + ".py") for n in result.get("modules", {})}
+    files = {n: root / (n.replace(".", "/") + ".py") for n in result.get("modules", {}) if n not in PLUMBING}
     files = {n: f if f.is_file() else f.with_suffix("") / "__init__.py" for n, f in files.items()}
     return any(not f.is_file() or _digest(f.read_bytes()) != result["modules"][n] for n, f in files.items())
 
