@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KL_SCHEDULES', 'OPTIMIZERS', 'constant', 'cosine', 'one_cycle', 'step_decay', 'exponential', 'Plateau', 'lr_schedule',
            'Constant', 'Linear', 'Cyclical', 'CosineCyclical', 'Adaptive', 'kl_schedule', 'make_optimizer', 'EMA',
-           'make_fabric', 'preserved_rng', 'Step', 'LossStep', 'History', 'EarlyStopping', 'save_checkpoint',
-           'load_checkpoint', 'fit', 'mean_loss']
+           'make_fabric', 'Descent', 'preserved_rng', 'Step', 'LossStep', 'AdversarialStep', 'History', 'EarlyStopping',
+           'save_checkpoint', 'load_checkpoint', 'fit', 'mean_loss']
 
 # %% ../nbs/04_train.ipynb #e16b5d5c
 import copy
@@ -311,6 +311,53 @@ def make_fabric(
     dev = device(device_name)
     return Fabric(accelerator=dev.type, devices=1 if dev.index is None else [dev.index], precision=precision)
 
+# %% ../nbs/04_train.ipynb #e65facbb
+class Descent:
+    "How some parameters are moved by a loss: optimiser, learning rate with its schedule, clipping."
+
+    def __init__(
+        self,
+        params: Iterable[Tensor],  # what is moved
+        *,
+        lr: float = 1e-3,  # largest learning rate
+        optimizer: str = "adam",  # a key of `OPTIMIZERS`
+        betas: tuple[float, float] = (0.9, 0.999),  # of the Adam family
+        weight_decay: float = 0.0,  # of the optimiser
+        schedule: Callable[[Tensor], Tensor] | None = None,  # it -> factor of lr
+        clip: float | None = None,  # largest norm of the gradient
+    ):
+        self.params = [p for p in params if p.requires_grad]
+        self.optimizer = make_optimizer(self.params, optimizer, lr=lr, betas=betas, weight_decay=weight_decay)
+        self.base_lr, self.lr, self.clip = lr, self.optimizer.param_groups[0]["lr"], clip
+        self.schedule = schedule.to(self.lr.device) if isinstance(schedule, nn.Module) else schedule or constant()
+
+    def __call__(
+        self,
+        terms: Callable[[], dict[str, Tensor]],  # forward pass; `total` is minimised
+        it: Tensor,  # iteration
+        backward: Callable[[Tensor], None],  # Fabric's
+    ) -> dict[str, Tensor]:  # the terms, and the norm of the gradient where it is clipped
+        "One update."
+        self.lr.copy_(self.base_lr * self.schedule(it))
+        self.optimizer.zero_grad(set_to_none=True)
+        values = terms()
+        backward(values["total"])
+        if self.clip is not None:
+            values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.clip)
+        self.optimizer.step()
+        return {k: v.detach() for k, v in values.items()}
+
+    def state_dict(self) -> dict:
+        plan = self.schedule.state_dict() if isinstance(self.schedule, nn.Module) else {}
+        return {"optimizer": self.optimizer.state_dict(), "schedule": plan}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr  # the tensor that the schedule writes to
+        if isinstance(self.schedule, nn.Module):
+            self.schedule.load_state_dict(state["schedule"])
+
 # %% ../nbs/04_train.ipynb #c835b5a8
 @contextmanager
 def preserved_rng(
@@ -322,10 +369,10 @@ def preserved_rng(
             torch.manual_seed(seed)
         yield
 
-# %% ../nbs/04_train.ipynb #8f0605f7
+# %% ../nbs/04_train.ipynb #1575eb7e
 def _estimate_norms(model, batches, step):
-    "Batch-norm statistics of `model` over 20 of `batches`, a plain mean."
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    "Batch-norm statistics of what is averaged in `model`, over 20 of `batches`, a plain mean."
+    norms = [m for m in step.averaged(model).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     for m in norms:
         m.reset_running_stats()
         m.momentum = None  # a plain mean over the batches
@@ -336,7 +383,12 @@ def _estimate_norms(model, batches, step):
         with torch.no_grad(), preserved_rng(0):
             for idx in order.to(images.y.device).split(b):
                 x, y = images.float(idx)
-                model.loss(x.to(step.device), y.to(step.device), it=step.it)
+                step.probe(model, x.to(step.device), y.to(step.device))
+
+
+def _means(terms):
+    "The terms of a loss as means over the batch, in float32 or more."
+    return {k: v.mean(dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in terms._asdict().items()}
 
 
 class Step:
@@ -354,74 +406,140 @@ class Step:
         "Where it computes."
         return self.fabric.device
 
+    def averaged(self, model: nn.Module) -> nn.Module:
+        "The part of a model whose weights are averaged: all of it."
+        return model
+
+    def probe(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        "A forward pass from which batch norm can learn its statistics."
+        model.loss(x, y, it=self.it)
+
     def parts(self) -> dict:
         "Whatever the step owns that has a state, by name."
         return {k: v for k, v in vars(self).items() if hasattr(v, "state_dict") and hasattr(v, "load_state_dict") and k != "fabric"}
+
+    def schedules(self) -> list:
+        "The schedules of its learning rates."
+        return [v.schedule for v in vars(self).values() if isinstance(v, Descent)]
 
     def state_dict(self) -> dict:
         return {k: v.state_dict() for k, v in self.parts().items()} | {"it": self.it}
 
     def load_state_dict(self, state: dict) -> None:
-        rates = [(g, g["lr"]) for o in self.parts().values() if isinstance(o, torch.optim.Optimizer) for g in o.param_groups]
         for k, v in self.parts().items():
             v.load_state_dict(state[k])
-        for group, lr in rates:
-            group["lr"] = lr  # the tensor that the schedule writes to
         self.it.copy_(state["it"])
 
     def eval_model(self, batches: Batches | None = None) -> nn.Module:
         "A copy of the model in eval mode; averaged weights, if there are any, get batch-norm statistics of their own from 20 of `batches`."
         model = copy.deepcopy(self.model)
         if self.ema is not None:
-            self.ema.copy_to(model)
+            self.ema.copy_to(self.averaged(model))
             if batches is not None:
                 _estimate_norms(model, batches, self)
         return model.eval()
 
-# %% ../nbs/04_train.ipynb #9dacde16
+# %% ../nbs/04_train.ipynb #44723834
 class LossStep(Step):
-    "One iteration of a model with a `loss`: schedule, forward, backward, clip, update, average."
+    "One iteration of a model with a `loss`: an update, and the average."
 
     def __init__(
         self,
         model: nn.Module,  # has `loss(x, y, *, it) -> named tuple of (b,)`, with a field `total`
         *,
-        lr: float = 1e-3,  # largest learning rate
-        optimizer: str = "adam",  # a key of `OPTIMIZERS`
-        betas: tuple[float, float] = (0.9, 0.999),  # of the Adam family
-        weight_decay: float = 0.0,  # of the optimiser
-        schedule: Callable[[Tensor], Tensor] | None = None,  # it -> factor of lr
-        clip: float | None = None,  # largest norm of the whole gradient
         ema: float | None = None,  # decay of the moving average
         precision: str = "32-true",  # or "bf16-mixed", as for `make_fabric`
         compile: bool = False,  # compile the loss with torch.compile
         device: str = "auto",
+        **descent,  # lr, optimizer, betas, weight_decay, schedule, clip: as of `Descent`
     ):
         super().__init__(device, precision)
-        self.model, self.clip, self.ema = model.to(self.device), clip, EMA(model, ema) if ema else None
-        self.optimizer = make_optimizer(model.parameters(), optimizer, lr=lr, betas=betas, weight_decay=weight_decay)
-        self.base_lr, self.lr = lr, self.optimizer.param_groups[0]["lr"]
-        self.schedule = (schedule or constant()).to(self.device) if isinstance(schedule, nn.Module) else schedule or constant()
+        self.model = model.to(self.device)
+        self.ema, self.descent = EMA(model, ema) if ema else None, Descent(model.parameters(), **descent)
         self._terms = torch.compile(self.terms) if compile else self.terms
 
     def terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         "The loss's terms, each a mean over the batch, in float32 or more."
         with self.fabric.autocast():
-            terms = self.model.loss(x, y, it=self.it)
-        return {k: v.mean(dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in terms._asdict().items()}
+            return _means(self.model.loss(x, y, it=self.it))
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:
-        self.lr.copy_(self.base_lr * self.schedule(self.it))
-        self.optimizer.zero_grad(set_to_none=True)
-        terms = self._terms(x, y)
-        self.fabric.backward(terms["total"])
-        if self.clip is not None:
-            terms["grad_norm"] = nn.utils.clip_grad_norm_(self.model.parameters(), self.clip)
-        self.optimizer.step()
+        values = self.descent(lambda: self._terms(x, y), self.it, self.fabric.backward)
         if self.ema is not None:
             self.ema.update(self.it)
         self.it += 1
-        return {k: v.detach() for k, v in terms.items()} | {"lr": self.lr}
+        return values | {"lr": self.descent.lr}
+
+# %% ../nbs/04_train.ipynb #951a4ad2
+class AdversarialStep(Step):
+    """One iteration of two players: `k` updates of the critic, each on fresh images, and one of the generator.
+
+    An epoch is one pass of the critic over the data. Neither player's loss moves the other; the average is the generator's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,  # has `generator`, `critic`, `critic_loss(x, y, *, it)`, `generator_loss(x, y, *, it)`, `sample`; maybe `constrain()`
+        *,
+        lr: float = 2e-4,  # largest learning rate of the generator
+        critic_lr: float | None = None,  # of the critic; None: the same
+        schedule: Callable[[Tensor], Tensor] | None = None,  # it -> factor of the generator's
+        critic_schedule: Callable[[Tensor], Tensor] | None = None,  # of the critic's; None: constant
+        ema: float | None = None,  # decay of the generator's moving average
+        precision: str = "32-true",  # or "bf16-mixed", as for `make_fabric`
+        compile: bool = False,  # compile both losses with torch.compile; not with a gradient penalty
+        device: str = "auto",
+        **descent,  # optimizer, betas, weight_decay, clip of both players: as of `Descent`
+    ):
+        super().__init__(device, precision)
+        self.model, descent = model.to(self.device), {"betas": (0.5, 0.999)} | descent
+        self.ema = EMA(model.generator, ema) if ema else None
+        self.generator = Descent(model.generator.parameters(), lr=lr, schedule=schedule, **descent)
+        self.critic = Descent(model.critic.parameters(), lr=critic_lr or lr, schedule=critic_schedule, **descent)
+        self._compile = torch.compile if compile else lambda f: f
+        self._losses = {"critic": self._compile(self.critic_terms), "generator": self._compile(self.generator_terms)}
+
+    def critic_terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        "The terms of the critic's loss, means over the batch."
+        with self.fabric.autocast():
+            return _means(self.model.critic_loss(x, y, it=self.it))
+
+    def generator_terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        "The terms of the generator's loss, means over the batch."
+        with self.fabric.autocast():
+            return _means(self.model.generator_loss(x, y, it=self.it))
+
+    def averaged(self, model: nn.Module) -> nn.Module:
+        return model.generator
+
+    def probe(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        model.sample(len(x))
+
+    def turn(self, player: str, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        "One update of `player`, while the weights of the other one want no gradient."
+        mine, other = (self.critic, self.generator) if player == "critic" else (self.generator, self.critic)
+        for p in other.params:
+            p.requires_grad_(False)
+        try:
+            values = mine(lambda: self._losses[player](x, y), self.it, self.fabric.backward)
+        finally:
+            for p in other.params:
+                p.requires_grad_(True)
+        return {{"total": player, "grad_norm": f"{player}_grad_norm"}.get(k, k): v for k, v in values.items()}
+
+    def __call__(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:  # (k, b, ...) and (k, b)
+        if x.dim() not in (3, 5):  # k batches of vectors or of images
+            raise GenbookError(
+                f"x: shape {tuple(x.shape)} has no k critic batches in front; allowed: (k, b, ...), as from Batches(..., k=1)"
+            )
+        for i in range(len(x)):
+            values = self.turn("critic", x[i], None if y is None else y[i])
+            getattr(self.model, "constrain", lambda: None)()
+        values |= self.turn("generator", x[-1], None if y is None else y[-1])
+        if self.ema is not None:
+            self.ema.update(self.it)
+        self.it += 1
+        return values | {"lr": self.generator.lr, "critic_lr": self.critic.lr}
 
 # %% ../nbs/04_train.ipynb #20d2507c
 def _cut(path, name, step):
@@ -724,7 +842,7 @@ def fit(
         stop.restore(step)
     return history
 
-# %% ../nbs/04_train.ipynb #bdea0fd9
+# %% ../nbs/04_train.ipynb #3aa63f4d
 def _validate(step, batches, it, history, valid, stop):
     "Validate, tell the schedule and the stopper; whether to stop."
     if valid is None:
@@ -732,7 +850,7 @@ def _validate(step, batches, it, history, valid, stop):
     with torch.no_grad():
         row = {f"valid/{k}": float(v) for k, v in valid(step.eval_model(batches)).items()}
     history.add(it, row)
-    for schedule in getattr(step, "schedules", [getattr(step, "schedule", None)]):
+    for schedule in step.schedules():
         if hasattr(schedule, "observe"):
             schedule.observe(row)
     return stop is not None and stop.observe(it, row, step)
