@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TOWERS', 'check_size', 'check_image_shape', 'activation', 'squash', 'Tower', 'layers', 'n_parameters',
-           'mlp', 'ResBlock', 'encoder', 'decoder']
+           'he_init', 'mlp', 'ResBlock', 'encoder', 'decoder']
 
 # %% ../nbs/02_nn.ipynb #f39ac5f5
 import math
@@ -95,6 +95,19 @@ def n_parameters(
 ) -> int:
     "Number of trainable parameters."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+# %% ../nbs/02_nn.ipynb #c1e275b7
+@torch.no_grad()
+def he_init(
+    module: nn.Module,  # a network; its convolutions are followed by rectifiers or the like, its linear layers are not
+) -> None:
+    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers with n inputs a unit, biases 0 (He et al. 2015, equation 10)."
+    for m in layers(module):
+        if isinstance(m, nn.Conv2d | nn.Linear):
+            gain = 2.0 if isinstance(m, nn.Conv2d) else 1.0
+            m.weight.normal_(std=(gain / m.weight[0].numel()) ** 0.5)
+            if m.bias is not None:
+                m.bias.zero_()
 
 # %% ../nbs/02_nn.ipynb #19ea11ab
 def mlp(

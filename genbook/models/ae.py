@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'CodeMixture', 'sample_mixture', 'AELoss', 'Codec', 'AE', 'ExPost', 'over_images', 'pca_errors']
 
-# %% ../../nbs/10_models.ae.ipynb #2d2a8f42
+# %% ../../nbs/10_models.ae.ipynb #e551e0c9
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 
 from ..core import GenbookError, check_choice
 from ..data import Images
-from ..nn import check_image_shape, check_size, decoder, encoder, squash
+from ..nn import check_image_shape, check_size, decoder, encoder, he_init, squash
 
 # %% ../../nbs/10_models.ae.ipynb #47b23669
 class CodeMixture(nn.Module):
@@ -93,7 +93,7 @@ class Codec(nn.Module):
         total = (self.output(self.encode(x)).float() - x.float()).square().flatten(1).sum(1)
         return AELoss(total, total / x[0].numel())
 
-# %% ../../nbs/10_models.ae.ipynb #c4e892b8
+# %% ../../nbs/10_models.ae.ipynb #7d03715c
 class AE(Codec):
     "Autoencoder: a code of `zdim` numbers from which an image is reconstructed with least squared error."
 
@@ -108,16 +108,20 @@ class AE(Codec):
         depth: int | None = None,  # None: the tower's own
         act: str | None = None,  # None: the tower's own
         squash: str | None = "sigmoid",  # of the output: "sigmoid", "tanh" (mapped to [0, 1]) or None
+        init: str | None = None,  # of the weights: "he" (`nn.he_init`), or None for PyTorch's
     ):
         super().__init__()
         if squash is not None:
             check_choice("squash", squash, ["sigmoid", "tanh"])
+        check_choice("init", init, [None, "he"])
         options = dict(width=width, depth=depth, act=act)
         self.image_shape, self.levels, self.squash = check_image_shape(image_shape), levels, squash
         self.encoder = encoder(tower, image_shape, **options)
         self.decoder = decoder(tower, image_shape, zdim, **options)
         self.zdim = self.encoder.out_features if zdim is None else zdim
         self.head = nn.Identity() if zdim is None else nn.Linear(self.encoder.out_features, zdim)
+        if init == "he":
+            he_init(self)
 
     def encode(self, x: Tensor) -> Tensor:  # (b, c, h, w) in [0, 1] -> (b, d)
         "The code of an image."

@@ -405,7 +405,7 @@ def multi_scale(
         stages.append(Compose(*maps))
     return MultiScale(stages, [*heads, Affine((c, h, w)) if learned else Compose()], image_shape)
 
-# %% ../../nbs/21_models.realnvp.ipynb #ecf22083
+# %% ../../nbs/21_models.realnvp.ipynb #e28b7a1e
 class FlowLoss(NamedTuple):
     "Of each image, (b,)."
 
@@ -417,14 +417,14 @@ class FlowLoss(NamedTuple):
 class Dequantised(nn.Module):
     "P(x) of discrete images from a density of x + u; needs `noise`, `logit`, `flow`, `prior`, `levels`, `zdim`."
 
-    def _density(self, v):  # log p(v), v in [0, 1]
+    def _density(self, v, cond=None):  # log p(v), v in [0, 1]
         y, ldj = self.logit(v)
-        z, l = self.flow(y)
+        z, l = self.flow(y, cond)
         return self.prior.log_prob(z) + ldj + l
 
-    def _terms(self, x, generator=None):  # log p(x + u) and log q(u|x), (b,)
+    def _terms(self, x, generator=None, cond=None):  # log p(x + u) and log q(u|x), (b,)
         u, logq = self.noise(x, generator)
-        return self._density((x * (self.levels - 1) + u) / self.levels) - self.zdim * math.log(self.levels), logq
+        return self._density((x * (self.levels - 1) + u) / self.levels, cond) - self.zdim * math.log(self.levels), logq
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> FlowLoss:
         "Minus the variational bound of log P(x)."
@@ -440,18 +440,18 @@ class Dequantised(nn.Module):
         "k-sample bound of log P(x), nats."
         return iw_bound_from(self.log_weights(x, check_size("k", k), generator))
 
-# %% ../../nbs/21_models.realnvp.ipynb #3e8b6bf1
+# %% ../../nbs/21_models.realnvp.ipynb #2cad13ee
 class ImageFlow(Dequantised):
     "A `Dequantised` flow with codes of `zdim` numbers."
 
-    def encode(self, x: Tensor) -> Tensor:  # (b, c*h*w)
+    def encode(self, x: Tensor, cond: Tensor | None = None) -> Tensor:  # (b, c*h*w)
         "Code of an image, with the noise in its middle."
         v = (x * (self.levels - 1) + self.noise(x, middle=True)[0]) / self.levels
-        return self.flow(self.logit(v)[0])[0]
+        return self.flow(self.logit(v)[0], cond)[0]
 
-    def decode(self, z: Tensor) -> Tensor:  # (b, c, h, w) in [0, 1]
+    def decode(self, z: Tensor, cond: Tensor | None = None) -> Tensor:  # (b, c, h, w) in [0, 1]
         "Discrete image of a code."
-        v = self.logit.inverse(self.flow.inverse(z)[0])[0]
+        v = self.logit.inverse(self.flow.inverse(z, cond)[0])[0]
         return (v * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
 
     @torch.no_grad()
@@ -487,7 +487,7 @@ def _check(image_shape, couplings, width, **choices):
         check_choice(name, choices[name], valid)
     return (c, h, w), [check_size("width", n) for n in widths]
 
-# %% ../../nbs/21_models.realnvp.ipynb #42d33c3d
+# %% ../../nbs/21_models.realnvp.ipynb #f88507a8
 class RealNVP(ImageFlow):
     "Multi-scale coupling flow on dequantised images (Dinh et al. 2017); sizes as in `CONFIGS`."
 
@@ -508,6 +508,7 @@ class RealNVP(ImageFlow):
         mix: bool = False,  # invertible 1x1 convolutions
         base: str = "standard",  # or "learned": mean and scale, of what splits off given what stays
         alpha: float = 1e-5,  # of `ToLogit`
+        cond_channels: int = 0,  # of an image that conditions every coupling
     ):
         super().__init__()
         self.image_shape, widths = _check(image_shape, couplings, width, noise=noise, base=base, coupling=coupling)
@@ -515,8 +516,8 @@ class RealNVP(ImageFlow):
         net = dict(depth=check_size("depth", depth, 0), squash=squash)
         self.noise = Variational(self.image_shape, noise_couplings, width=noise_width, **net) if noise == "variational" else Uniform()
         self.logit, self.prior = ToLogit(alpha), StandardNormal(self.zdim)
-        learned = base == "learned"
-        self.flow = multi_scale(self.image_shape, couplings, widths, coupling=coupling, actnorm=actnorm, mix=mix, learned=learned, **net)
+        net |= dict(coupling=coupling, actnorm=actnorm, mix=mix, learned=base == "learned", cond_channels=cond_channels)
+        self.flow = multi_scale(self.image_shape, couplings, widths, **net)
 
 # %% ../../nbs/21_models.realnvp.ipynb #9f06ae0e
 CONFIGS = {
