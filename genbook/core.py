@@ -102,7 +102,7 @@ def device(
         raise GenbookError(f"device: {name!r} is not available on this machine; available: {', '.join(k for k, v in there.items() if v)}")
     return dev
 
-# %% ../nbs/00_core.ipynb #ce1a4092
+# %% ../nbs/00_core.ipynb #d11e7b0f
 METRICS = {  # name: (unit, better, meaning)
     "elbo": ("nats", "higher", "evidence lower bound, mean over images"),
     "iw_nll": ("nats", "lower", "importance-weighted bound of -log p(x) with k samples"),
@@ -127,6 +127,12 @@ METRICS = {  # name: (unit, better, meaning)
     "coverage": ("", "higher", "coverage"),
     "frechet_classifier": ("", "lower", "Fréchet distance of features of a classifier trained in the project"),
     "frechet_pca": ("squared pixel value", "lower", "Fréchet distance of the first 16 principal components of the pixels"),
+    "accuracy": ("", "higher", "share of images that a classifier trained in the project assigns to their class"),
+    "inception_score": ("", "higher", "inception score"),
+    "class_kl": ("nats", "lower", "KL from the predicted classes of the samples to those of real images"),
+    "similar_pairs": ("", "lower", "share of pairs of samples with a cosine similarity above 0.9"),
+    "support": ("images", "higher", "birthday-paradox estimate of how many different images the samples are drawn from"),
+    "copies": ("", "lower", "share of samples nearer to a training image than 99 % of held-out images are"),
     "label_accuracy": ("", "higher", "share of conditional samples that the classifier assigns to their class"),
     "modes": ("modes", "higher", "modes that the samples reach"),
     "high_quality": ("", "higher", "share of samples within three standard deviations of a mode"),

@@ -15,8 +15,13 @@ from torch import nn
 
 from .core import GenbookError, check_choice
 
-# %% ../nbs/80_zoo.ipynb #30810af8
-FAMILIES = {"ae": ("genbook.models.ae", "AE"), "vae": ("genbook.models.vae", "VAE"), "realnvp": ("genbook.models.realnvp", "RealNVP")}
+# %% ../nbs/80_zoo.ipynb #8038744a
+FAMILIES = {
+    "ae": ("genbook.models.ae", "AE"),
+    "vae": ("genbook.models.vae", "VAE"),
+    "realnvp": ("genbook.models.realnvp", "RealNVP"),
+    "gan": ("genbook.models.gan", "GAN"),
+}
 _registered: dict[str, Callable] = {}
 
 

@@ -530,10 +530,10 @@ CONFIGS = {
     ),  # ours, for colour and for 32x32 and more
 }
 
-# %% ../../nbs/21_models.realnvp.ipynb #8edc14d1
+# %% ../../nbs/21_models.realnvp.ipynb #7374ae72
 @torch.no_grad()
 def flow_bits(
-    model: nn.Module,  # with `log_weights(x, k, generator)` and `zdim`
+    model: nn.Module,  # with `log_weights(x, k, generator)`
     images: Images,  # of a data set
     ks: tuple[int, ...] = (1, 8),  # numbers of draws, each a divisor of the largest
     *,
@@ -552,4 +552,4 @@ def flow_bits(
         parts.append(model.log_weights(x, max(ks), g).double().cpu())
     log_w = torch.cat(parts, 1)
     bound = {k: torch.stack([iw_bound_from(w) for w in log_w.split(k)]).mean(0) for k in ks}
-    return {k: metric("bits_per_dim", bits_per_dim(v, model.zdim), split=split, estimator=f"K={k}") for k, v in bound.items()}
+    return {k: metric("bits_per_dim", bits_per_dim(v, x[0].numel()), split=split, estimator=f"K={k}") for k, v in bound.items()}
