@@ -365,7 +365,7 @@ def modes_covered(
     counts = torch.bincount(mode[near], minlength=len(centres))
     return int((counts >= check_size("least", least)).sum()), near.double().mean().item()
 
-# %% ../nbs/06_fidelity.ipynb #2016ce11
+# %% ../nbs/06_fidelity.ipynb #9bb020f9
 class Birthday(NamedTuple):
     "Estimated size of a support, from how often the same comes twice."
 
@@ -382,25 +382,27 @@ def birthday(
 ) -> Birthday:
     "Birthday-paradox estimate of the support (Arora & Zhang 2018): 1 over the share of pairs that are the same."
     x = _features(x, "x")
-    same, pairs = int((_pair_distances(x) <= threshold).sum()), len(x) * (len(x) - 1) // 2
+    same, pairs = sum(int((d <= threshold).sum()) for d in _pair_distances(x)), len(x) * (len(x) - 1) // 2
     return Birthday(pairs / same if same else math.inf, pairs / _poisson_upper(same), same, pairs, threshold)
 
 
 def same_threshold(
-    real: Tensor,  # vectors of real images, (n, d)
-    rate: float = 1e-4,  # share of pairs of real images that are to count as the same
+    real: Tensor,  # vectors of real images, (n, d); the first 4,000 are used
+    rate: float = 1e-3,  # share of pairs of real images that are to count as the same
 ) -> float:
     "The distance that a share `rate` of all pairs of real images do not exceed; their own support is then 1/rate."
-    distances = _pair_distances(_features(real, "real"))
+    distances = torch.cat(list(_pair_distances(_features(real, "real")[:4000])))
     k = int(rate * len(distances))
     if not 1 <= k <= len(distances):
         raise GenbookError(f"rate: {rate} of {len(distances):,} pairs of images is no pair; allowed are {1 / len(distances):.1g} to 1")
     return distances.kthvalue(k).values.item()
 
-# %% ../nbs/06_fidelity.ipynb #a1e87eb6
-def _pair_distances(x: Tensor) -> Tensor:
-    "Distances of all unordered pairs."
-    return torch.pdist(x)
+# %% ../nbs/06_fidelity.ipynb #b1975e62
+def _pair_distances(x: Tensor, chunk: int = 500) -> Iterator[Tensor]:
+    "Distances of all unordered pairs of different rows, each pair once."
+    for start in range(0, len(x), chunk):
+        d = torch.cdist(x[start : start + chunk], x[start:], compute_mode="donot_use_mm_for_euclid_dist")
+        yield d[torch.ones_like(d, dtype=torch.bool).triu(1)]
 
 
 def _poisson_upper(count: int) -> float:
@@ -412,7 +414,7 @@ def _poisson_upper(count: int) -> float:
         low, high = (mid, high) if tail > 0.05 else (low, mid)
     return high
 
-# %% ../nbs/06_fidelity.ipynb #9f8a891b
+# %% ../nbs/06_fidelity.ipynb #a3b098ce
 class Collapse(NamedTuple):
     "One statistic of mode collapse of samples, beside the same of real images."
 
@@ -426,12 +428,12 @@ def collapse(
     classifier: Classifier,  # of the same data
     *,
     threshold: float = 0.9,  # cosine above which two images are called similar
-    rate: float = 1e-4,  # share of pairs of real images that count as the same, for the support
+    rate: float = 1e-3,  # share of pairs of real images that count as the same, for the support
     seed: int = 0,  # of the draw
 ) -> dict[str, Collapse]:
     "Every statistic: similar pairs in pixels, mean-removed pixels and features; KL of the predicted classes to uniform; support."
-    x = torch.cat(list(_chunks(real, 500)))
-    x = x[_draws(len(x), len(samples), 1, seed)[0].to(x.device)].to(samples.device)
+    every = torch.cat(list(_chunks(real, 500))).to(samples.device)
+    x = every[_draws(len(every), len(samples), 1, seed)[0].to(samples.device)]
     spaces = {"pixels": [t.flatten(1) for t in (samples, x)], "features": [classifier.features(t) for t in (samples, x)]}
     spaces["mean-removed pixels"] = [t - spaces["pixels"][1].mean(0) for t in spaces["pixels"]]
     out = {}
@@ -441,6 +443,6 @@ def collapse(
         out[f"similar pairs, {space}"] = Collapse(*(a / p for a, p in zip(above, pairs, strict=True)))
     classes = [class_histogram(classifier.net.head(t.to(classifier.device)).argmax(1), classifier.classes) for t in spaces["features"]]
     out["class KL"] = Collapse(*(class_kl(shares) for shares in classes))
-    same = same_threshold(spaces["features"][1], rate)
+    same = same_threshold(classifier.features(every[:4000]), rate)
     out["support, features"] = Collapse(*(birthday(t, same).support for t in spaces["features"]))
     return out
