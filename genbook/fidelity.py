@@ -87,9 +87,9 @@ def _map(f: Callable[[Tensor], Tensor], images: Images | Tensor, device: torch.d
     with torch.no_grad():
         return torch.cat([f(x.to(device)).to(x.device) for x in _chunks(images, size)])
 
-# %% ../nbs/06_fidelity.ipynb #053d4bf9
+# %% ../nbs/06_fidelity.ipynb #9d6058c1
 class Classifier:
-    "A trained `ClassifierNet` as a measuring instrument: in evaluation mode, without gradients, in chunks; results are where the images are."
+    "A trained `ClassifierNet` as an instrument: evaluation mode, no gradients, in chunks; results are where the images are."
 
     def __init__(
         self,
@@ -201,14 +201,15 @@ def classifier(
     state = cached(f"classifier-{key}", make)
     return made.get("it") or Classifier(_rebuild(state, ds.image_shape).to(find_device(device)), ds.test)
 
-# %% ../nbs/06_fidelity.ipynb #1a94312d
+# %% ../nbs/06_fidelity.ipynb #0520e00d
 _RECIPE = 1  # raised when `train_classifier` changes, so that no old weights are taken for new ones
 
 
 def _rebuild(state: dict[str, Tensor], image_shape) -> ClassifierNet:
     "The network of these weights."
     (classes, features), width = state["head.weight"].shape, len(state["body.0.weight"])
-    net = ClassifierNet(image_shape, classes, width=width, features=features)
+    with preserved_rng():
+        net = ClassifierNet(image_shape, classes, width=width, features=features)
     net.load_state_dict(state)
     return net
 
