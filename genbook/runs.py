@@ -407,7 +407,7 @@ def _papermill(source, folder, params, threads, runs):
     except Exception as e:  # a dead kernel, a time limit, a full disk
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
-# %% ../nbs/08_runs.ipynb #1d34bba1
+# %% ../nbs/08_runs.ipynb #49302a6a
 def run_jobs(
     jobs: list[Job],  # from `expand`
     runs: Path | None = None,  # folder of all runs
@@ -422,7 +422,7 @@ def run_jobs(
     runs = Path(runs) if runs else runs_root()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     workers = max(1, min(workers or cores, len(jobs)))
-    threads, outcomes = max(1, cores // workers), {}
+    threads, outcomes = max(1, min(cores // workers, int(os.environ.get("OMP_NUM_THREADS") or cores))), {}
     pool = executor or ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
     try:
         futures = {pool.submit(execute, job, runs, threads, force, root): i for i, job in enumerate(jobs)}
