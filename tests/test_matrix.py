@@ -65,7 +65,7 @@ def test_the_matrix_is_not_empty():
 
 
 @pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_every_size_and_channel(name, size):
     "Builds at 8 to 64 pixels, grey and colour: finite terms of the loss, one for each example, and images in [0, 1]."
     for c in (1, 3):
@@ -99,7 +99,7 @@ def test_latent_size_is_the_one_asked_for(name, zdim):
 
 
 @pytest.mark.parametrize("levels", [2, 17, 256])
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_levels(name, levels):
     "Takes data sets of 2, 17 (the digits) and 256 levels."
     model = build(name, levels=levels)
@@ -116,7 +116,7 @@ def test_repr_shows_the_structure(name):
 # ---- the loss
 
 
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_gradient_reaches_every_parameter(name):
     model = randomise(build(name))
     named = dict(model.named_parameters())
@@ -125,7 +125,7 @@ def test_gradient_reaches_every_parameter(name):
     assert not dead, dead
 
 
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_loss_of_an_example_is_its_own(name):
     "In evaluation no example's loss depends on another's."
     model = randomise(build(name)).eval()
@@ -134,7 +134,7 @@ def test_loss_of_an_example_is_its_own(name):
     assert g[2].any() and not g[[0, 1, 3, 4]].any()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_loss_is_determined_by_the_seed(name):
     model, x = build(name).eval(), images()
 
@@ -147,7 +147,7 @@ def test_loss_is_determined_by_the_seed(name):
         assert not torch.equal(total(1), total(2))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_loss_is_float32_under_bfloat16(name):
     "And close to the loss in full precision."
     model, x = build(name).eval(), images()
@@ -161,7 +161,7 @@ def test_loss_is_float32_under_bfloat16(name):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_same_on_the_gpu(name):
     "The loss is finite there, codes and reconstructions are those of the CPU, and samples follow a generator of the device."
     model, x = randomise(build(name)).eval(), images()
@@ -204,7 +204,7 @@ def test_one_sample_and_labels_are_optional(name):
 # ---- weights
 
 
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_weights_make_the_same_model(name, tmp_path):
     "A model of other random weights is the same after loading, running statistics included."
     model, other, x = build(name), build(name), images()
@@ -332,7 +332,7 @@ def test_image_shape_must_be_one(name, shape):
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 2), (1, 9, 9), (1, 30, 30), (1, 12, 20)])
-@pytest.mark.parametrize("name", MODELS)
+@having("loss")
 def test_other_image_sizes_work_or_are_refused(name, shape):
     "Never a traceback from within a network."
     try:
