@@ -1,9 +1,9 @@
-"""Training throughput beside a bare loop and beside Pythae's trainer, and start-up times, in one process, interleaved.
+"""Training throughput beside plain loops and beside a peer, sampling times, and start-up times, in one process, interleaved.
 
-    python benchmarks/throughput.py [--rounds 7] [--steps 200] [--device cpu]
+    python benchmarks/throughput.py [NAME...] [--rounds 7] [--device cpu]      NAME: vae, realnvp, dcgan, start-up
 
-Every variant trains the same network, a 784-512-16 Bernoulli VAE, with batch size 64 and Adam. Each round times each variant once, in turn;
-a ratio is the median over rounds of the ratio within a round, so that a slow minute of the machine hits both sides.
+Every variant of a case trains the same network with the same batch size and optimiser. Each round times each variant once, in another
+order; a ratio is the median over rounds of the ratio within a round, so that a slow minute of the machine hits both sides.
 """
 
 import argparse
@@ -11,60 +11,90 @@ import contextlib
 import io
 import logging
 import os
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from genbook.data import Batches, Images
-from genbook.models.vae import VAE
-from genbook.train import LossStep, fit
+from genbook.models import realnvp, vae
+from genbook.train import AdversarialStep, LossStep, Step, fit
 
-BATCH = 64
-
-
-def network() -> VAE:
-    return VAE((1, 28, 28), levels=2, tower="mlp", width=512, depth=1, zdim=16, act="relu")
+logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
 
 
-def fit_loop(images, steps, device):
+@dataclass
+class Case:
+    "A network and how it is trained."
+
+    about: str
+    network: Callable[[], nn.Module]
+    image_shape: tuple[int, int, int]
+    levels: int
+    batch: int
+    steps: int  # of one round
+    step: Callable[..., Step] = LossStep
+    variants: dict = field(default_factory=dict)  # name -> arguments of the step
+    peer: Callable | None = None
+
+    def images(self) -> Images:
+        n, generator = self.batch * self.steps, torch.Generator().manual_seed(0)
+        x = torch.randint(0, self.levels, (n, *self.image_shape), generator=generator, dtype=torch.uint8)
+        return Images(x=x, y=torch.zeros(n, dtype=torch.int64), levels=self.levels)
+
+
+def synchronise(device):
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def fit_loop(case, images, device, **kwargs):
     "The project's own loop."
-    step, batches = LossStep(network(), lr=1e-3, device=device), Batches(images, BATCH, device=device)
-    fit(step, batches, 20, progress=False)  # first steps allocate, and on CUDA record the graph
+    adversarial = case.step is AdversarialStep
+    step = case.step(case.network(), lr=2e-4, device=device, **kwargs)
+    batches = Batches(images, case.batch, device=device, k=1 if adversarial else None)
+    fit(step, batches, min(20, case.steps), progress=False)  # first steps allocate, and on CUDA record the graph
     step.it.zero_()
 
     def run():
-        fit(step, batches, steps, progress=False, every=10**9)
-        if step.device.type == "cuda":
-            torch.cuda.synchronize()
+        fit(step, batches, case.steps, progress=False, every=10**9, log_every=10**9)
+        step.it.zero_()
+        synchronise(device)
 
     return run
 
 
-def bare_loop(images, steps, device):
+def shuffled(images, batch, device):
+    "Batches in a random order, as one would write it by hand with resident data."
+    x = images.x.to(device)
+    for idx in torch.randperm(len(x), device=device).split(batch):
+        yield x[idx].float() / (images.levels - 1)
+
+
+def plain_loop(case, images, device):
     "What one would write by hand, with resident data and the fused optimiser."
-    dev = torch.device(device)
-    model, x = network().to(dev), images.x.to(dev)
-    opt = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    model = case.network().to(device)
+    opt = torch.optim.Adam(model.parameters(), lr=2e-4, fused=True)
+    it = torch.zeros((), dtype=torch.int64, device=device)
 
     def run():
-        perm = torch.randperm(len(x), device=dev)
-        for i in range(steps):
-            j = (i * BATCH) % (len(x) - BATCH)
-            batch = x[perm[j : j + BATCH]].float() / (images.levels - 1)
+        for x in shuffled(images, case.batch, device):
             opt.zero_grad()
-            model.loss(batch, it=torch.zeros((), dtype=torch.int64, device=dev)).total.mean().backward()
+            model.loss(x, it=it).total.mean().backward()
             opt.step()
-        if dev.type == "cuda":
-            torch.cuda.synchronize()
+        synchronise(device)
 
     return run
 
 
-def pythae_loop(images, steps, device):
+def pythae_loop(case, images, device):
     "One epoch of Pythae's own trainer on as many images."
     from pythae.data.datasets import BaseDataset
     from pythae.models import VAE as PythaeVAE
@@ -72,21 +102,42 @@ def pythae_loop(images, steps, device):
     from pythae.trainers import BaseTrainer, BaseTrainerConfig
 
     logging.disable(logging.WARNING)
-    x = images.x[: steps * BATCH].float() / (images.levels - 1)
+    x = images.x.float() / (images.levels - 1)
     config = BaseTrainerConfig(
-        output_dir=tempfile.mkdtemp(), num_epochs=1, per_device_train_batch_size=BATCH, learning_rate=1e-3, no_cuda=device == "cpu"
+        output_dir=tempfile.mkdtemp(), num_epochs=1, per_device_train_batch_size=case.batch, learning_rate=2e-4, no_cuda=device == "cpu"
     )
-    model = PythaeVAE(VAEConfig(input_dim=(1, 28, 28), latent_dim=16, reconstruction_loss="bce"))
+    model = PythaeVAE(VAEConfig(input_dim=case.image_shape, latent_dim=16, reconstruction_loss="bce"))
     trainer = BaseTrainer(model=model, train_dataset=BaseDataset(x, torch.zeros(len(x))), training_config=config)
     trainer.prepare_training()
 
     def run():
         with contextlib.redirect_stderr(io.StringIO()):
             trainer.train_step(1)
-        if device != "cpu":
-            torch.cuda.synchronize()
+        synchronise(device)
 
     return run
+
+
+def mlp_vae():
+    return vae.VAE((1, 28, 28), levels=2, tower="mlp", width=512, depth=1, zdim=16, act="relu")
+
+
+def multi_scale():
+    return realnvp.RealNVP((1, 28, 28), **realnvp.CONFIGS["uva"])
+
+
+CASES = {
+    "vae": Case("784-512-16 Bernoulli VAE", mlp_vae, (1, 28, 28), 2, 64, 200, peer=pythae_loop),
+    "realnvp": Case(
+        "multi-scale RealNVP, 1,711,818 parameters",
+        multi_scale,
+        (1, 28, 28),
+        256,
+        16,
+        3,
+        variants={"fit, bf16": {"precision": "bf16-mixed"}},
+    ),
+}
 
 
 def timed(run) -> float:
@@ -95,45 +146,55 @@ def timed(run) -> float:
     return time.perf_counter() - began
 
 
-def start_up(command) -> float:
-    "Median seconds of a whole process."
-    return statistics.median(timed(lambda: subprocess.run(command, check=True, capture_output=True)) for _ in range(3))
+def interleaved(runs, rounds):
+    "Seconds of each round of each variant, a first round left out."
+    times, order = {name: [] for name in runs}, random.Random(0)
+    for i in range(rounds + 1):
+        for name in order.sample(list(runs), len(runs)):
+            seconds = timed(runs[name])
+            if i:
+                times[name].append(seconds)
+    return times
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--device", default="cpu")
-    args = parser.parse_args()
-    generator = torch.Generator().manual_seed(0)
-    n = args.steps * BATCH
-    images = Images(
-        x=torch.randint(0, 2, (n, 1, 28, 28), generator=generator, dtype=torch.uint8), y=torch.zeros(n, dtype=torch.int64), levels=2
-    )
-    loops = {"fit": fit_loop, "bare loop": bare_loop}
-    try:
-        import pythae
-
-        loops[f"pythae {getattr(pythae, '__version__', '')}".strip()] = pythae_loop
-    except ImportError:
-        print("pythae is not installed: pip install pythae")
-    runs = {name: make(images, args.steps, args.device) for name, make in loops.items()}
-    for run in runs.values():
-        run()
-    times = {name: [] for name in runs}
-    for i in range(args.rounds):
-        for name in sorted(runs, key=lambda k: hash((k, i))):  # in another order each round
-            times[name].append(timed(runs[name]))
-    where = f"{args.device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"784-512-16 VAE, batch {BATCH}, {where}, {args.rounds} rounds of {args.steps} steps")
+def train(case, rounds, device):
+    "Images per second of each variant and the ratios of `fit` to the others."
+    images = case.images()
+    runs = {"fit": fit_loop(case, images, device)} | {n: fit_loop(case, images, device, **kw) for n, kw in case.variants.items()}
+    runs["plain loop"] = plain_loop(case, images, device)
+    if case.peer is not None:
+        try:
+            runs["pythae"] = case.peer(case, images, device)
+        except ImportError:
+            print("pythae is not installed: pip install pythae")
+    times = interleaved(runs, rounds)
+    where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    print(f"{case.about}, {case.image_shape[1]} px, batch {case.batch}, {where}, {rounds} rounds of {case.steps} steps")
     for name, ts in times.items():
-        print(f"  {name:16} {n / statistics.median(ts):12,.0f} images/s")
-    for name in list(times)[1:]:
-        ratios = [b / a for a, b in zip(times["fit"], times[name], strict=True)]
-        print(f"  fit / {name:10} {statistics.median(ratios):6.2f}  (from {min(ratios):.2f} to {max(ratios):.2f})")
-    print("start-up, seconds")
+        print(f"  {name:16} {len(images) / statistics.median(ts):12,.0f} images/s")
+    base = [n for n in times if n not in ("fit", *case.variants)]
+    for ours, theirs in [("fit", n) for n in base] + [(n, "plain loop") for n in case.variants]:
+        ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
+        print(f"  {f'{ours} / {theirs}':24} {statistics.median(ratios):6.2f}  (from {min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+
+
+def sampling(names, rounds, device, n=16):
+    "Milliseconds for `n` images of each network."
+    models = {name: CASES[name].network().to(device).eval() for name in names}
+
+    def draw(model):
+        model.sample(n)
+        synchronise(device)
+
+    print(f"sampling, {n} images at a time")
+    for name, ts in interleaved({name: lambda m=m: draw(m) for name, m in models.items()}, rounds).items():
+        print(f"  {name:16} {1000 * statistics.median(ts):12.1f} ms")
+
+
+def start_up():
+    "Median seconds of whole processes."
     script = os.path.join(os.path.dirname(sys.executable), "genbook")
+    print("start-up, seconds")
     for label, command in {
         "import torch": [sys.executable, "-c", "import torch"],
         "import genbook": [sys.executable, "-c", "import genbook"],
@@ -141,7 +202,25 @@ def main():
         "genbook --help": [script, "--help"],
         "genbook list": [script, "list"],
     }.items():
-        print(f"  {label:26} {start_up(command):.2f}")
+        run = lambda c=command: subprocess.run(c, check=True, capture_output=True)
+        print(f"  {label:26} {statistics.median(timed(run) for _ in range(3)):.2f}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("names", nargs="*", choices=[*CASES, "start-up", []], metavar="NAME", help=", ".join([*CASES, "start-up"]))
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", default="cpu")
+    args = parser.parse_args()
+    names = args.names or [*CASES, "start-up"]
+    for name in CASES:
+        if name in names:
+            train(CASES[name], args.rounds, args.device)
+    drawn = [name for name in CASES if name in names]
+    if drawn:
+        sampling(drawn, args.rounds, args.device)
+    if "start-up" in names:
+        start_up()
 
 
 if __name__ == "__main__":
