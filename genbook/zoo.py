@@ -15,11 +15,12 @@ from torch import nn
 
 from .core import GenbookError, check_choice
 
-# %% ../nbs/80_zoo.ipynb #8038744a
+# %% ../nbs/80_zoo.ipynb #dd6248d0
 FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
     "realnvp": ("genbook.models.realnvp", "RealNVP"),
+    "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
     "gan": ("genbook.models.gan", "GAN"),
 }
 _registered: dict[str, Callable] = {}
