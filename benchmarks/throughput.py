@@ -24,7 +24,8 @@ import torch
 from torch import nn
 
 from genbook.data import Batches, Images
-from genbook.models import realnvp, vae
+from genbook.models import gan, realnvp, vae
+from genbook.nn import n_parameters
 from genbook.train import AdversarialStep, LossStep, Step, fit
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
@@ -42,6 +43,7 @@ class Case:
     steps: int  # of one round
     step: Callable[..., Step] = LossStep
     variants: dict = field(default_factory=dict)  # name -> arguments of the step
+    plain: Callable | None = None  # the same by hand; None: `plain_loop`
     peer: Callable | None = None
 
     def images(self) -> Images:
@@ -94,6 +96,22 @@ def plain_loop(case, images, device):
     return run
 
 
+def plain_players(case, images, device):
+    "The same for two players: an update of the critic, then one of the generator."
+    model = case.network().to(device)
+    optimizers = [torch.optim.Adam(net.parameters(), lr=2e-4, betas=(0.5, 0.999), fused=True) for net in (model.critic, model.generator)]
+
+    def run():
+        for x in shuffled(images, case.batch, device):
+            for optimizer, loss in zip(optimizers, (model.critic_loss, model.generator_loss), strict=True):
+                optimizer.zero_grad()
+                loss(x).total.mean().backward()
+                optimizer.step()
+        synchronise(device)
+
+    return run
+
+
 def pythae_loop(case, images, device):
     "One epoch of Pythae's own trainer on as many images."
     from pythae.data.datasets import BaseDataset
@@ -126,17 +144,14 @@ def multi_scale():
     return realnvp.RealNVP((1, 28, 28), **realnvp.CONFIGS["uva"])
 
 
+def dcgan():
+    return gan.GAN((3, 32, 32), **gan.CONFIGS["dcgan"])
+
+
 CASES = {
     "vae": Case("784-512-16 Bernoulli VAE", mlp_vae, (1, 28, 28), 2, 64, 200, peer=pythae_loop),
-    "realnvp": Case(
-        "multi-scale RealNVP, 1,711,818 parameters",
-        multi_scale,
-        (1, 28, 28),
-        256,
-        16,
-        3,
-        variants={"fit, bf16": {"precision": "bf16-mixed"}},
-    ),
+    "realnvp": Case("multi-scale RealNVP", multi_scale, (1, 28, 28), 256, 16, 3, variants={"fit, bf16": {"precision": "bf16-mixed"}}),
+    "dcgan": Case("DCGAN", dcgan, (3, 32, 32), 256, 64, 3, step=AdversarialStep, plain=plain_players),
 }
 
 
@@ -161,7 +176,7 @@ def train(case, rounds, device):
     "Images per second of each variant and the ratios of `fit` to the others."
     images = case.images()
     runs = {"fit": fit_loop(case, images, device)} | {n: fit_loop(case, images, device, **kw) for n, kw in case.variants.items()}
-    runs["plain loop"] = plain_loop(case, images, device)
+    runs["plain loop"] = (case.plain or plain_loop)(case, images, device)
     if case.peer is not None:
         try:
             runs["pythae"] = case.peer(case, images, device)
@@ -169,7 +184,8 @@ def train(case, rounds, device):
             print("pythae is not installed: pip install pythae")
     times = interleaved(runs, rounds)
     where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
-    print(f"{case.about}, {case.image_shape[1]} px, batch {case.batch}, {where}, {rounds} rounds of {case.steps} steps")
+    size = f"{n_parameters(case.network()):,} parameters, {case.image_shape[1]} px, batch {case.batch}"
+    print(f"{case.about}, {size}, {where}, {rounds} rounds of {case.steps} steps")
     for name, ts in times.items():
         print(f"  {name:16} {len(images) / statistics.median(ts):12,.0f} images/s")
     base = [n for n in times if n not in ("fit", *case.variants)]
