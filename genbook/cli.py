@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['list_', 'run', 'results', 'data', 'report', 'main']
 
-# %% ../nbs/81_cli.ipynb #af51f11b
+# %% ../nbs/81_cli.ipynb #00613270
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -147,21 +148,25 @@ def _overrides(pairs):
 
     return {k: value(v) for k, v in pairs}
 
-# %% ../nbs/81_cli.ipynb #104e0dc8
+# %% ../nbs/81_cli.ipynb #6f7d27c8
 @cli.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-p", "--param", "params", nargs=2, multiple=True, metavar="KEY VALUE", help="Set a parameter, as papermill does.")
 @click.option("--seeds", help="Seeds instead of the experiment's own, e.g. 0,1,2.")
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder of all runs.  [default: runs/]")
 @click.option("--workers", type=click.IntRange(1), help="Runs at a time.  [default: one per core]")
+@click.option("--cluster", metavar="tcp://HOST:PORT", help="Run on the workers of this Dask scheduler.")
+@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop a run that takes longer.")
+@click.option("--retry-failed", is_flag=True, help="Only those whose last start failed.")
 @click.option("--force", is_flag=True, help="Repeat runs that are done.")
-def run(names, params, seeds, folder, workers, force):
+def run(names, params, seeds, folder, workers, cluster, time_limit, retry_failed, force):
     """Run experiments; those that are done are skipped, those that were stopped go on.
 
     \b
     genbook run vae-mlp-digits
     genbook run vae-mlp-mnist -p zdim 20 -p epochs 10
     genbook run ae-latent-mnist --workers 2
+    genbook run ae-latent-mnist --cluster tcp://127.0.0.1:8786
     """
     try:
         seeds = [int(s) for s in seeds.split(",")] if seeds else None
@@ -169,9 +174,14 @@ def run(names, params, seeds, folder, workers, force):
         raise GenbookError(f"--seeds: {seeds!r} is not a list of whole numbers, e.g. 0,1,2") from None
     jobs = [j for name in names for j in runs.expand(runs.get_experiment(name), _overrides(params), seeds)]
     jobs = list({(j.experiment, j.id): j for j in jobs}.values())
-    folder = folder or runs.runs_root()
-    with _Progress(jobs, folder) as progress:
-        outcomes = runs.run_jobs(jobs, folder, workers=workers, force=force, report=progress)
+    folder = (folder or runs.runs_root()).resolve()
+    if retry_failed:
+        jobs = [j for j in jobs if runs.has_failed(folder / j.experiment / j.id)]
+    limit = time_limit and 60 * time_limit
+    with runs.cluster(cluster) if cluster else nullcontext() as executor, _Progress(jobs, folder) as progress:
+        outcomes = runs.run_jobs(jobs, folder, workers=workers, force=force, limit=limit, executor=executor, report=progress)
+    if not outcomes:
+        click.echo("nothing to do: no run has failed")
     for o in outcomes:
         click.echo(f"{o.state:8}{o.dir}" + (f"  {o.error}" if o.error else ""))
     done = {o.dir for o in outcomes if o.state in ("done", "skipped")}

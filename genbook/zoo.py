@@ -15,12 +15,13 @@ from torch import nn
 
 from .core import GenbookError, check_choice
 
-# %% ../nbs/80_zoo.ipynb #dd6248d0
+# %% ../nbs/80_zoo.ipynb #19d45e64
 FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
     "realnvp": ("genbook.models.realnvp", "RealNVP"),
     "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
+    "fvae": ("genbook.models.fvae", "FVAE"),
     "gan": ("genbook.models.gan", "GAN"),
 }
 _registered: dict[str, Callable] = {}

@@ -180,7 +180,7 @@ def sampled_terms(
     rec, kl = -model.likelihood(z).log_prob(x), logq - model.prior.log_prob(z)
     return VAELoss(rec + beta * free_bits_kl(kl[:, None], allowance), rec, kl, beta.to(rec.dtype).expand(len(x)))
 
-# %% ../../nbs/22_models.flow_vae.ipynb #ed8e7ca0
+# %% ../../nbs/22_models.flow_vae.ipynb #1a38cae1
 class FlowVAE(VAE):
     "A VAE whose posterior goes through planar layers (Rezende & Mohamed 2015) or autoregressive steps (Kingma et al. 2016)."
 
@@ -197,10 +197,9 @@ class FlowVAE(VAE):
         **kwargs,  # of `VAE`: levels, zdim, tower, likelihood, kl, beta, free_bits, k, ...
     ):
         super().__init__(image_shape, **kwargs)
-        check_choice("flow", flow, FLOWS)
-        self.flow = None
+        iaf, self.flow = check_choice("flow", flow, FLOWS) == "iaf", None
         if check_size("layers", layers, 0):
-            sizes = dict(width=flow_width, depth=flow_depth, context=context, gate=gate) if flow == "iaf" else {}
+            sizes = dict(width=flow_width, depth=flow_depth, context=context, gate=gate) if iaf else {}
             self.flow, self.amortise = amortised_flow(flow, self.zdim, layers, self.encoder.out_features, **sizes)
 
     def posterior(self, x: Tensor) -> DiagonalNormal | FlowPosterior:  # (b, c, h, w) -> q(z|x)
@@ -225,8 +224,7 @@ class FlowVAE(VAE):
             return super().loss(x, y, it=it)
         beta = torch.as_tensor(self.kl_weight.beta, device=x.device) if it is None else self.kl_weight(it)
         terms = sampled_terms(self, x, beta, self.zdim * self.free_bits)
-        if self.training:
-            self.kl_weight.update(terms.kl.detach().mean())
+        self.kl_weight.update(terms.kl.detach().mean()) if self.training else None
         return terms
 
 # %% ../../nbs/22_models.flow_vae.ipynb #6f912e8d
