@@ -23,7 +23,7 @@ setup(
     packages=find_packages(include=["genbook", "genbook.*"]),
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid")},
     entry_points={
         "console_scripts": ["genbook=genbook.cli:main"],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

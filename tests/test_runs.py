@@ -267,3 +267,127 @@ def test_real_experiments_are_sound():
         assert e.about, name
         for s in e.source:
             assert "report" in s, name
+
+
+def newest_kernel(process):
+    "The kernel that a start has launched."
+    end = time.time() + 120
+    while time.time() < end:
+        for p in psutil.Process(process.pid).children(recursive=True):
+            if any("ipykernel" in word for word in p.cmdline()):
+                return p
+        time.sleep(0.1)
+    raise AssertionError("no kernel appeared")
+
+
+def wait_for(project, pattern, process):
+    end = time.time() + 120
+    while not list(project.glob(pattern)):
+        assert process.poll() is None and time.time() < end, f"no {pattern} appeared"
+        time.sleep(0.02)
+
+
+def test_dead_worker_costs_its_run_only_what_followed_the_checkpoint(project):
+    process = start(project, "run", "tiny", "-p", "slow", 0.02)
+    wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
+    newest_kernel(process).parent().kill()
+    out, err = process.communicate(timeout=240)
+    assert process.returncode == 0 and out.startswith("done"), out + err
+    assert 0 < read(only_run(project) / "result.json")["resumed_from"] < 300
+
+
+def test_dead_kernel_is_reported_and_only_failed_runs_are_repeated(project):
+    process = start(project, "run", "tiny", "-p", "slow", 0.02)
+    wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
+    newest_kernel(process).kill()
+    out, _ = process.communicate(timeout=240)
+    assert process.returncode == 1 and "failed" in out and "DeadKernelError" in out, out
+    genbook(project, "run", "tiny", "-p", "steps", 20)
+    code, out, _ = genbook(project, "run", "tiny", "-p", "steps", 20, "--retry-failed")
+    assert code == 0 and out == "nothing to do: no run has failed\n"
+    code, out, _ = genbook(project, "run", "tiny", "-p", "slow", 0.02, "--retry-failed")
+    assert code == 0 and out.startswith("done")
+
+
+def test_hanging_kernel_meets_the_time_limit(project):
+    began = time.time()
+    code, out, _ = genbook(project, "run", "tiny", "-p", "slow", 30, "--time-limit", 0.2)
+    assert code == 1 and "stopped after 12 seconds, the time limit" in out and time.time() - began < 60, out
+
+
+def test_stopping_is_clean_and_a_second_start_goes_on(project):
+    args = ("run", "tiny", "-p", "slow", 0.02)
+    process = start(project, *args, start_new_session=True)
+    wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
+    kernel = newest_kernel(process)
+    os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and err.strip() == "genbook: stopped; the same command goes on from here", err
+    psutil.wait_procs([kernel], timeout=20)
+    assert not kernel.is_running()
+    code, out, _ = genbook(project, *args)
+    assert code == 0 and read(only_run(project) / "result.json")["resumed_from"] > 0
+
+
+def test_cluster_gives_the_same_results_when_a_worker_dies(project):
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'genbook[cluster]'")
+    env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    dask = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
+    scheduler = subprocess.Popen([*dask, "--scheduler-file", "scheduler.json"], cwd=project, env=env, stderr=subprocess.DEVNULL)
+    wait_for(project, "scheduler.json", scheduler)
+    worker = [sys.executable, "-m", "distributed.cli.dask_worker", "--scheduler-file", "scheduler.json", "--nthreads", "1", "--no-nanny"]
+    workers = [subprocess.Popen([*worker, "--no-dashboard"], cwd=project, env=env, stderr=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        args = ("run", "tiny-grid", "-p", "slow", 0.05, "-p", "every", 5)
+        process = start(project, *args, "--cluster", read(project / "scheduler.json")["address"])
+        wait_for(project, "runs/tiny-grid/*/checkpoint/main.pt", process)
+        time.sleep(0.5)
+        workers[0].kill()
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0 and "Traceback" not in out + err, out + err
+    finally:
+        for p in [*workers, scheduler]:
+            p.kill()
+            p.wait()
+    genbook(project, *args, "--dir", project / "local")
+    here, there = (
+        {p.parent.name: read(p)["metrics"] for p in (project / d / "tiny-grid").glob("*/result.json")} for d in ("local", "runs")
+    )
+    assert len(here) == 4 and here == there
+
+
+def test_cluster_that_is_not_there_is_named(project):
+    pytest.importorskip("distributed", reason="Dask is not installed: pip install 'genbook[cluster]'")
+    code, _, err = genbook(project, "run", "tiny", "--cluster", "tcp://127.0.0.1:9")
+    assert code == 2 and "cluster: there is no scheduler at tcp://127.0.0.1:9" in err
+
+
+@pytest.mark.slow
+def test_fifty_kills_at_random_moments(project, capsys):
+    "Nothing finished is lost, and no partial file is ever read as a whole one."
+    import random
+
+    from genbook.train import load_checkpoint
+
+    args, moments, step, survived = ("run", "tiny", "-p", "slow", 0.05, "-p", "every", 5, "-p", "steps", 2000), random.Random(0), 0, 0
+    for _ in range(50):
+        process = start(project, *args)
+        time.sleep(moments.uniform(1, 12))
+        kill_tree(process)
+        for path in project.glob("runs/tiny/*/*.json"):
+            read(path)
+        for path in project.glob("runs/tiny/*/checkpoint/main.pt"):
+            reached = load_checkpoint(path)["it"]
+            assert reached >= step
+            step, survived = reached, survived + 1
+    with capsys.disabled():
+        print(f"survived {survived} of 50 kills with a checkpoint, at step {step}")
+    quick = tuple(0 if a == 0.05 else a for a in args)
+    code, _, err = genbook(project, *quick, "--dir", project / "whole")
+    assert code == 0, err
+    (whole,) = (project / "whole/tiny").iterdir()
+    there = whole.parents[1] / "resumed/tiny" / whole.name
+    shutil.copytree(only_run(project), there, ignore=shutil.ignore_patterns("*.lock"))
+    code, _, err = genbook(project, *quick, "--dir", project / "whole/resumed")
+    assert code == 0 and read(there / "result.json")["resumed_from"] == step, err
+    assert all(torch.equal(a, b) for a, b in zip(weights(there).values(), weights(whole).values(), strict=True))
