@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['ClassifierNet', 'Classifier', 'content_hash', 'cache_root', 'cached', 'train_classifier', 'classifier',
            'frechet_gaussians', 'frechet_distance', 'frechet_classifier', 'frechet_floor', 'label_accuracy',
+           'frechet_bias', 'Extrapolation', 'frechet_curve', 'mmd', 'kid', 'precision_recall', 'density_coverage',
            'similar_pairs', 'class_histogram', 'class_kl', 'modes_covered', 'Birthday', 'birthday', 'same_threshold',
-           'Collapse', 'collapse', 'mmd', 'kid', 'precision_recall', 'density_coverage', 'Extrapolation',
-           'frechet_curve', 'Memorisation', 'memorisation', 'inception_path', 'fetch_inception', 'inception_features',
-           'fid']
+           'Collapse', 'collapse', 'Memorisation', 'memorisation', 'inception_path', 'fetch_inception',
+           'inception_features', 'fid']
 
 # %% ../nbs/06_fidelity.ipynb #8d6a4936
 import functools
@@ -327,6 +327,142 @@ def _draws(total: int, n: int, draws: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(total, generator=generator)[:n] for _ in range(check_size("draws", draws))]
 
+# %% ../nbs/06_fidelity.ipynb #0fb03ce1
+def frechet_bias(
+    cov: Tensor,  # covariance of the features, (f, f)
+) -> float:
+    "K: to leading order n points of a normal distribution have the mean distance K/n from it; second-order perturbation of `frechet_gaussians`."
+    values = torch.linalg.eigvalsh(cov.double()).clamp_min(1e-30)
+    pairs = values[:, None] * values / (values[:, None] + values)
+    return (values.sum() + 0.5 * (pairs.sum() + pairs.trace())).item()
+
+# %% ../nbs/06_fidelity.ipynb #c50fb6e9
+class Extrapolation(NamedTuple):
+    "A Fréchet distance as a line in 1/n."
+
+    infinity: float  # its value for infinitely many samples
+    slope: float
+    sizes: list[int]  # numbers of samples that were tried
+    values: list[float]  # distance at each, mean over draws
+
+    def at(self, n: int) -> float:
+        "The line at n samples."
+        return self.infinity + self.slope / n
+
+
+def frechet_curve(
+    features_a: Tensor,  # of samples, (n, f)
+    features_b: Tensor,  # of real images, (m, f)
+    sizes: list[int] | None = None,  # numbers of samples; None: 8 from the larger of n/5 and 2f up to n
+    *,
+    both: bool = False,  # take as few real images as samples; otherwise all of them
+    draws: int = 3,  # of each size
+    seed: int = 0,
+) -> Extrapolation:
+    "The distance against n with its fit by a line in 1/n (Chong & Forsyth 2020); raises `GenbookError` for fewer than 3f samples."
+    a, b = _pair(features_a, features_b)
+    n, least = min(len(a), len(b)) if both else len(a), 2 * a.shape[1]
+    if sizes is None and n < 1.5 * least:
+        raise GenbookError(f"features_a: {n:,} are too few for {a.shape[1]} features; a line in 1/n needs at least {3 * a.shape[1]:,}")
+    sizes = sizes or torch.linspace(max(n // 5, least), n, 8).int().tolist()
+    values = []
+    for size in sizes:
+        pairs = zip(_draws(len(a), size, draws, seed), _draws(len(b), size if both else len(b), draws, seed + 1), strict=True)
+        each = [frechet_distance(a[i.to(a.device)], b[j.to(a.device)]) for i, j in pairs]
+        values.append(sum(each) / draws)
+    inverse = torch.stack([torch.ones(len(sizes)), 1 / torch.tensor(sizes)], 1).double()
+    infinity, slope = torch.linalg.lstsq(inverse, torch.tensor(values).double()[:, None]).solution.flatten().tolist()
+    return Extrapolation(infinity, slope, list(sizes), values)
+
+# %% ../nbs/06_fidelity.ipynb #769f6715
+def mmd(
+    a: Tensor,  # features, (n, f)
+    b: Tensor,  # features, (m, f)
+) -> Tensor:  # scalar, float64; around 0, so possibly negative, for the same distribution
+    "Unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y/f + 1)^3 (Bińkowski et al. 2018)."
+    a, b = _pair(a, b)
+    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x):  # mean over pairs of different images
+        k = kernel(x, x)
+        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
+
+    return within(a) + within(b) - 2 * kernel(a, b).mean()
+
+
+def kid(
+    features_a: Tensor,  # of samples, (n, f)
+    features_b: Tensor,  # of real images, (m, f)
+    subsets: int = 100,  # pairs of subsets that are drawn
+    subset_size: int = 1000,  # images of each, at most n and m
+    *,
+    seed: int = 0,  # of the draws
+    split: str = "test",  # what the real images are
+) -> Metric:  # mean over subsets; their deviation is in the estimator
+    "Kernel distance (Bińkowski et al. 2018), a mean over subsets: unlike the Fréchet distance it has no bias for few images."
+    a, b = _pair(features_a, features_b)
+    draws = [_draws(len(t), subset_size, subsets, seed + i) for i, t in enumerate((a, b))]
+    values = torch.stack([mmd(a[i.to(a.device)], b[j.to(a.device)]) for i, j in zip(*draws, strict=True)])
+    deviation = values.std(correction=0).item()
+    note = f"n={len(a)} against {len(b)}, {subsets} subsets of {subset_size} with deviation {deviation:.3g}"
+    apart = min(subsets, max(1, min(len(a), len(b)) // subset_size))  # subsets that have no image in common
+    return metric("kid", values.mean(), se=deviation / apart**0.5, n=len(a), split=split, estimator=note)
+
+# %% ../nbs/06_fidelity.ipynb #7556bf14
+def _distances(a: Tensor, b: Tensor, size: int = 20_000_000) -> Iterator[Tensor]:
+    "Distances of rows of `a` to all of `b`, some rows at a time, `size` numbers at most."
+    for part in a.split(max(1, size // len(b))):
+        yield torch.cdist(part, b)
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    "Distance of every row to its k-th nearest other row, (n,)."
+    if not 1 <= k < len(x):
+        raise GenbookError(f"k: {k} is not between 1 and {len(x) - 1}, one less than there are images")
+    return torch.cat([d.kthvalue(k + 1).values for d in _distances(x, x)])  # the nearest of all is the row itself
+
+
+def _note(a, b, k):
+    return f"n={len(a)} against {len(b)}, k={k}"
+
+# %% ../nbs/06_fidelity.ipynb #48ada9e4
+def precision_recall(
+    samples: Tensor,  # features of samples, (n, f)
+    real: Tensor,  # features of real images, (m, f)
+    *,
+    k: int = 3,  # neighbour that sets the radius
+    split: str = "test",  # what the real images are
+) -> tuple[Metric, Metric]:
+    "Share of samples in the union of balls around real images, and of real images in that around samples (Kynkäänniemi et al. 2019)."
+    a, b = _pair(samples, real)
+
+    def inside(points, centres):  # is a point in any ball that reaches to the k-th neighbour of its centre?
+        radii = _radii(centres, k)
+        return torch.cat([(d <= radii).any(1) for d in _distances(points, centres)]).double()
+
+    precision, recall = inside(a, b), inside(b, a)
+    about = dict(split=split, estimator=_note(a, b, k))
+    return metric("precision", precision, **about), metric("recall", recall, **about)
+
+
+def density_coverage(
+    samples: Tensor,  # features of samples, (n, f)
+    real: Tensor,  # features of real images, (m, f)
+    *,
+    k: int = 5,  # neighbour that sets the radius
+    split: str = "test",  # what the real images are
+) -> tuple[Metric, Metric]:
+    "Mean number of balls of real images around a sample, over k, and share of those balls that hold a sample (Naeem et al. 2020)."
+    a, b = _pair(samples, real)
+    radii = _radii(b, k)
+    balls, filled = [], torch.zeros(len(b), dtype=torch.bool, device=b.device)
+    for d in _distances(a, b):
+        inside = d <= radii
+        balls.append(inside.sum(1))
+        filled |= inside.any(0)
+    about = dict(split=split, estimator=_note(a, b, k))
+    return metric("density", torch.cat(balls).double() / k, **about), metric("coverage", filled.double(), **about)
+
 # %% ../nbs/06_fidelity.ipynb #64a20466
 def similar_pairs(
     x: Tensor,  # vectors, (n, d)
@@ -456,133 +592,6 @@ def collapse(
     same = same_threshold(classifier.features(every[:4000]), rate)
     out["support, features"] = Collapse(*(birthday(t, same).support for t in spaces["features"]))
     return out
-
-# %% ../nbs/06_fidelity.ipynb #769f6715
-def mmd(
-    a: Tensor,  # features, (n, f)
-    b: Tensor,  # features, (m, f)
-) -> Tensor:  # scalar, float64; around 0, so possibly negative, for the same distribution
-    "Unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y/f + 1)^3 (Bińkowski et al. 2018)."
-    a, b = _pair(a, b)
-    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x):  # mean over pairs of different images
-        k = kernel(x, x)
-        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
-
-    return within(a) + within(b) - 2 * kernel(a, b).mean()
-
-
-def kid(
-    features_a: Tensor,  # of samples, (n, f)
-    features_b: Tensor,  # of real images, (m, f)
-    subsets: int = 100,  # pairs of subsets that are drawn
-    subset_size: int = 1000,  # images of each, at most n and m
-    *,
-    seed: int = 0,  # of the draws
-    split: str = "test",  # what the real images are
-) -> Metric:  # mean over subsets; their deviation is in the estimator
-    "Kernel distance (Bińkowski et al. 2018), a mean over subsets: unlike the Fréchet distance it has no bias for few images."
-    a, b = _pair(features_a, features_b)
-    draws = [_draws(len(t), subset_size, subsets, seed + i) for i, t in enumerate((a, b))]
-    values = torch.stack([mmd(a[i.to(a.device)], b[j.to(a.device)]) for i, j in zip(*draws, strict=True)])
-    deviation = values.std(correction=0).item()
-    note = f"n={len(a)} against {len(b)}, {subsets} subsets of {subset_size} with deviation {deviation:.3g}"
-    apart = min(subsets, max(1, min(len(a), len(b)) // subset_size))  # subsets that have no image in common
-    return metric("kid", values.mean(), se=deviation / apart**0.5, n=len(a), split=split, estimator=note)
-
-# %% ../nbs/06_fidelity.ipynb #7556bf14
-def _distances(a: Tensor, b: Tensor, size: int = 20_000_000) -> Iterator[Tensor]:
-    "Distances of rows of `a` to all of `b`, some rows at a time, `size` numbers at most."
-    for part in a.split(max(1, size // len(b))):
-        yield torch.cdist(part, b)
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    "Distance of every row to its k-th nearest other row, (n,)."
-    if not 1 <= k < len(x):
-        raise GenbookError(f"k: {k} is not between 1 and {len(x) - 1}, one less than there are images")
-    return torch.cat([d.kthvalue(k + 1).values for d in _distances(x, x)])  # the nearest of all is the row itself
-
-
-def _note(a, b, k):
-    return f"n={len(a)} against {len(b)}, k={k}"
-
-# %% ../nbs/06_fidelity.ipynb #48ada9e4
-def precision_recall(
-    samples: Tensor,  # features of samples, (n, f)
-    real: Tensor,  # features of real images, (m, f)
-    *,
-    k: int = 3,  # neighbour that sets the radius
-    split: str = "test",  # what the real images are
-) -> tuple[Metric, Metric]:
-    "Share of samples in the union of balls around real images, and of real images in that around samples (Kynkäänniemi et al. 2019)."
-    a, b = _pair(samples, real)
-
-    def inside(points, centres):  # is a point in any ball that reaches to the k-th neighbour of its centre?
-        radii = _radii(centres, k)
-        return torch.cat([(d <= radii).any(1) for d in _distances(points, centres)]).double()
-
-    precision, recall = inside(a, b), inside(b, a)
-    about = dict(split=split, estimator=_note(a, b, k))
-    return metric("precision", precision, **about), metric("recall", recall, **about)
-
-
-def density_coverage(
-    samples: Tensor,  # features of samples, (n, f)
-    real: Tensor,  # features of real images, (m, f)
-    *,
-    k: int = 5,  # neighbour that sets the radius
-    split: str = "test",  # what the real images are
-) -> tuple[Metric, Metric]:
-    "Mean number of balls of real images around a sample, over k, and share of those balls that hold a sample (Naeem et al. 2020)."
-    a, b = _pair(samples, real)
-    radii = _radii(b, k)
-    balls, filled = [], torch.zeros(len(b), dtype=torch.bool, device=b.device)
-    for d in _distances(a, b):
-        inside = d <= radii
-        balls.append(inside.sum(1))
-        filled |= inside.any(0)
-    about = dict(split=split, estimator=_note(a, b, k))
-    return metric("density", torch.cat(balls).double() / k, **about), metric("coverage", filled.double(), **about)
-
-# %% ../nbs/06_fidelity.ipynb #c50fb6e9
-class Extrapolation(NamedTuple):
-    "A Fréchet distance as a line in 1/n."
-
-    infinity: float  # its value for infinitely many samples
-    slope: float
-    sizes: list[int]  # numbers of samples that were tried
-    values: list[float]  # distance at each, mean over draws
-
-    def at(self, n: int) -> float:
-        "The line at n samples."
-        return self.infinity + self.slope / n
-
-
-def frechet_curve(
-    features_a: Tensor,  # of samples, (n, f)
-    features_b: Tensor,  # of real images, (m, f)
-    sizes: list[int] | None = None,  # numbers of samples; None: 8 from the larger of n/5 and 2f up to n
-    *,
-    both: bool = False,  # take as few real images as samples; otherwise all of them
-    draws: int = 3,  # of each size
-    seed: int = 0,
-) -> Extrapolation:
-    "The distance against n with its fit by a line in 1/n (Chong & Forsyth 2020); raises `GenbookError` for fewer than 3f samples."
-    a, b = _pair(features_a, features_b)
-    n, least = min(len(a), len(b)) if both else len(a), 2 * a.shape[1]
-    if sizes is None and n < 1.5 * least:
-        raise GenbookError(f"features_a: {n:,} are too few for {a.shape[1]} features; a line in 1/n needs at least {3 * a.shape[1]:,}")
-    sizes = sizes or torch.linspace(max(n // 5, least), n, 8).int().tolist()
-    values = []
-    for size in sizes:
-        pairs = zip(_draws(len(a), size, draws, seed), _draws(len(b), size if both else len(b), draws, seed + 1), strict=True)
-        each = [frechet_distance(a[i.to(a.device)], b[j.to(a.device)]) for i, j in pairs]
-        values.append(sum(each) / draws)
-    inverse = torch.stack([torch.ones(len(sizes)), 1 / torch.tensor(sizes)], 1).double()
-    infinity, slope = torch.linalg.lstsq(inverse, torch.tensor(values).double()[:, None]).solution.flatten().tolist()
-    return Extrapolation(infinity, slope, list(sizes), values)
 
 # %% ../nbs/06_fidelity.ipynb #42618111
 class Memorisation(NamedTuple):

@@ -15,7 +15,7 @@ from torch import nn
 
 from .core import GenbookError, check_choice
 
-# %% ../nbs/80_zoo.ipynb #19d45e64
+# %% ../nbs/80_zoo.ipynb #3dc1c794
 FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
@@ -23,6 +23,7 @@ FAMILIES = {
     "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
     "fvae": ("genbook.models.fvae", "FVAE"),
     "gan": ("genbook.models.gan", "GAN"),
+    "wgan": ("genbook.models.wgan", "WGAN"),
 }
 _registered: dict[str, Callable] = {}
 
