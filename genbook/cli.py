@@ -259,16 +259,20 @@ def results(names, form, folder, save):
     for line in [columns, ["---"] * len(columns), *body]:
         click.echo("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |")
 
-# %% ../nbs/81_cli.ipynb #fbabd0f1
+# %% ../nbs/81_cli.ipynb #4d77df1a
 @cli.command()
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), help="Where data live.  [default: GENBOOK_DATA, or data/]")
 def data(name, root):
-    """Fetch a data set and check it: mnist, fashion, cifar10 or cats64.
+    """Fetch a data set and check it: mnist, fashion, cifar10 or cats64; or inception, the weights that FID needs.
 
     \b
     genbook data mnist
     """
+    if name == "inception":
+        from genbook.fidelity import fetch_inception
+
+        return click.echo(fetch_inception(root))
     from genbook.data import download
 
     click.echo(download(name, root))

@@ -102,7 +102,7 @@ def device(
         raise GenbookError(f"device: {name!r} is not available on this machine; available: {', '.join(k for k, v in there.items() if v)}")
     return dev
 
-# %% ../nbs/00_core.ipynb #d11e7b0f
+# %% ../nbs/00_core.ipynb #04604f05
 METRICS = {  # name: (unit, better, meaning)
     "elbo": ("nats", "higher", "evidence lower bound, mean over images"),
     "iw_nll": ("nats", "lower", "importance-weighted bound of -log p(x) with k samples"),
@@ -142,6 +142,7 @@ METRICS = {  # name: (unit, better, meaning)
     "parameters": ("", "", "number of trained parameters"),
     "unexplained_variance": ("", "lower", "squared error of the reconstruction over the variance of the images"),
     "sample_diversity": ("", "", "total variance of the samples over that of the images"),
+    "loss_variation": ("", "lower", "standard deviation over mean of a training loss in the second half of training, mean over seeds"),
     "convergence_steps": ("steps", "lower", "first step at which the training loss has made 95 % of its way"),
 }
 

@@ -239,7 +239,7 @@ def _pair(a: Tensor, b: Tensor, least: int = 2) -> tuple[Tensor, Tensor]:
         raise GenbookError(f"features_b: {b.shape[1]} features, but features_a has {a.shape[1]}")
     return a, b.to(a.device)
 
-# %% ../nbs/06_fidelity.ipynb #c02f649c
+# %% ../nbs/06_fidelity.ipynb #0abaecea
 def frechet_gaussians(
     mu_a: Tensor,  # mean, (f,)
     cov_a: Tensor,  # covariance, (f, f), of any rank
@@ -248,9 +248,9 @@ def frechet_gaussians(
 ) -> float:
     "Squared Fréchet (2-Wasserstein) distance of two normal distributions (Dowson & Landau 1982), in float64."
 
-    def root(cov):  # r with r r^T = cov; rounding can make an eigenvalue of a singular one negative
+    def root(cov):  # r with r r^T = cov; what rounding leaves of the zero eigenvalues of a singular one is cut
         values, vectors = torch.linalg.eigh(cov.double())
-        return vectors * values.clamp_min(0).sqrt()
+        return vectors * torch.where(values > values[-1] * len(values) * 2**-52, values, 0.0).sqrt()
 
     cross = torch.linalg.svdvals(root(cov_a).T @ root(cov_b)).sum()  # tr (cov_a cov_b)^(1/2)
     distance = (mu_a.double() - mu_b.double()).square().sum() + cov_a.double().trace() + cov_b.double().trace() - 2 * cross
@@ -327,11 +327,11 @@ def _draws(total: int, n: int, draws: int, seed: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randperm(total, generator=generator)[:n] for _ in range(check_size("draws", draws))]
 
-# %% ../nbs/06_fidelity.ipynb #0fb03ce1
+# %% ../nbs/06_fidelity.ipynb #a2abcb66
 def frechet_bias(
     cov: Tensor,  # covariance of the features, (f, f)
 ) -> float:
-    "K: to leading order n points of a normal distribution have the mean distance K/n from it; second-order perturbation of `frechet_gaussians`."
+    "K: n points of a normal distribution have to leading order the mean distance K/n from it (perturbation of `frechet_gaussians`)."
     values = torch.linalg.eigvalsh(cov.double()).clamp_min(1e-30)
     pairs = values[:, None] * values / (values[:, None] + values)
     return (values.sum() + 0.5 * (pairs.sum() + pairs.trace())).item()
@@ -374,7 +374,7 @@ def frechet_curve(
     infinity, slope = torch.linalg.lstsq(inverse, torch.tensor(values).double()[:, None]).solution.flatten().tolist()
     return Extrapolation(infinity, slope, list(sizes), values)
 
-# %% ../nbs/06_fidelity.ipynb #769f6715
+# %% ../nbs/06_fidelity.ipynb #8f0e6b93
 def mmd(
     a: Tensor,  # features, (n, f)
     b: Tensor,  # features, (m, f)
@@ -406,7 +406,7 @@ def kid(
     deviation = values.std(correction=0).item()
     note = f"n={len(a)} against {len(b)}, {subsets} subsets of {subset_size} with deviation {deviation:.3g}"
     apart = min(subsets, max(1, min(len(a), len(b)) // subset_size))  # subsets that have no image in common
-    return metric("kid", values.mean(), se=deviation / apart**0.5, n=len(a), split=split, estimator=note)
+    return metric("kid", values.mean(), se=deviation / apart**0.5 if subsets > 1 else None, n=len(a), split=split, estimator=note)
 
 # %% ../nbs/06_fidelity.ipynb #7556bf14
 def _distances(a: Tensor, b: Tensor, size: int = 20_000_000) -> Iterator[Tensor]:
@@ -688,7 +688,7 @@ def inception_path(
     given = None if root else os.environ.get("GENBOOK_INCEPTION")
     return Path(given).expanduser() if given else data.data_root(root) / "inception-v3-compat.pth"
 
-# %% ../nbs/06_fidelity.ipynb #6d82fe62
+# %% ../nbs/06_fidelity.ipynb #399a131d
 _nth = lambda name, i: name if i == 0 else f"{name}_{i}"  # TensorFlow's numbering: conv, conv_1, conv_2 ...
 _STEM = dict(zip([_nth("conv", i) for i in range(5)], ["1a_3x3", "2a_3x3", "2b_3x3", "3b_1x1", "4a_3x3"], strict=True))
 _A = {"conv": "branch1x1", "tower.conv": "branch5x5_1", "tower.conv_1": "branch5x5_2", "tower_2.conv": "branch_pool"}
@@ -697,9 +697,9 @@ _B = {"conv": "branch3x3"} | {_nth("tower.conv", i): f"branch3x3dbl_{i + 1}" for
 _C = {"conv": "branch1x1", "tower_2.conv": "branch_pool"} | {_nth("tower.conv", i): f"branch7x7_{i + 1}" for i in range(3)}
 _C |= {_nth("tower_1.conv", i): f"branch7x7dbl_{i + 1}" for i in range(5)}
 _D = {"tower.conv": "branch3x3_1", "tower.conv_1": "branch3x3_2"} | {_nth("tower_1.conv", i): f"branch7x7x3_{i + 1}" for i in range(4)}
-_E = {"conv": "branch1x1", "tower.conv": "branch3x3_1", "tower.mixed.conv": "branch3x3_2a", "tower.mixed.conv_1": "branch3x3_2b"}
-_E |= {"tower_1.conv": "branch3x3dbl_1", "tower_1.conv_1": "branch3x3dbl_2", "tower_2.conv": "branch_pool"}
-_E |= {"tower_1.mixed.conv": "branch3x3dbl_3a", "tower_1.mixed.conv_1": "branch3x3dbl_3b"}
+_E = {"conv": "branch1x1", "tower_conv": "branch3x3_1", "tower_mixed_conv": "branch3x3_2a", "tower_mixed_conv_1": "branch3x3_2b"}
+_E |= {"tower_1_conv": "branch3x3dbl_1", "tower_1_conv_1": "branch3x3dbl_2", "tower_2_conv": "branch_pool"}
+_E |= {"tower_1_mixed_conv": "branch3x3dbl_3a", "tower_1_mixed_conv_1": "branch3x3dbl_3b"}
 _MIXED = dict(zip("5b 5c 5d 6a 6b 6c 6d 6e 7a 7b 7c".split(), [_A, _A, _A, _B, _C, _C, _C, _C, _D, _E, _E], strict=True))
 _LEAF = {"weight": ".conv.weight", "beta": ".bn.bias", "mean": ".bn.running_mean", "var": ".bn.running_var"}
 
@@ -785,12 +785,12 @@ def _bytes(images: Images | Tensor) -> Tensor:
         raise GenbookError(f"images: {u.shape[1]} channels; Inception takes 1 or 3")
     return u.expand(-1, 3, -1, -1)
 
-# %% ../nbs/06_fidelity.ipynb #e1c519e6
+# %% ../nbs/06_fidelity.ipynb #65b236d0
 def inception_features(
     images: Images | Tensor,  # (n, c, h, w), uint8 or in [0, 1]
     *,
     device: str = "auto",  # as for `core.device`
-    batch_size: int = 64,
+    batch_size: int = 64,  # images at a time
     cache: bool = False,  # keep them by the content of the images: for real ones
 ) -> dict[str, Tensor]:  # "2048": (n, 2048); "logits_unbiased": (n, 1008), where the weights have that layer
     "Features of torch-fidelity's InceptionV3, resized to 299 as in TensorFlow. Raises `GenbookError` where weights or library are missing."

@@ -5,6 +5,7 @@ A model that joins the zoo is covered.
 """
 
 import math
+from inspect import signature
 
 import pytest
 import torch
@@ -264,7 +265,9 @@ def test_bounds_are_exact_where_the_evidence_is_known(name, config):
     with torch.no_grad():
         for p in model.parameters():
             p.zero_()
-        logp = model.likelihood(torch.randn(5, model.zdim)).log_prob(x)
+        logp, again = (model.likelihood(torch.randn(5, model.zdim)).log_prob(x) for _ in range(2))
+        if not torch.equal(logp, again):
+            pytest.skip("log p(x|z) has noise of its own: test_fvae.py has the exact case in mean")
         for bound in (model.elbo(x), model.iw_bound(x, 1), model.iw_bound(x, 50), -model.loss(x).total):
             torch.testing.assert_close(bound, logp, rtol=1e-5, atol=1e-4)
 
@@ -307,7 +310,8 @@ def test_samples_come_from_the_prior(name):
     model = randomise(build(name)).eval()
     with torch.no_grad():
         z = model.prior.sample(2000, generator=generator(0))
-        a, b = model.decode(z), model.sample(2000, generator=generator(1))
+        middle = {"noise": False} if "noise" in signature(model.sample).parameters else {}  # as `decode`, where p(x|z) has noise too
+        a, b = model.decode(z), model.sample(2000, generator=generator(1), **middle)
     error = ((a.var(0) + b.var(0)) / 2000).sqrt().clamp_min(1e-4)
     assert ((a.mean(0) - b.mean(0)).abs() / error).max() < 5
 

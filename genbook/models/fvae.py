@@ -73,7 +73,7 @@ class FlowHead(RealNVP):
         v = self.logit.inverse(self.flow.inverse(cond.new_zeros(len(cond), self.zdim), cond)[0])[0]
         return ((v * self.levels - 0.5) / (self.levels - 1)).clamp(0, 1)
 
-# %% ../../nbs/23_models.fvae.ipynb #6a0cd09d
+# %% ../../nbs/23_models.fvae.ipynb #96707918
 class FVAELoss(NamedTuple):
     "Per-example terms of the loss, nats except for `bpd`, (b,)."
 
@@ -101,7 +101,8 @@ class FlowDecoderVAE(GaussianVAE):
     def log_weights(self, x: Tensor, k: int, generator: torch.Generator | None = None) -> Tensor:  # (k, b)
         "Log-weights at k joint draws of code and noise; their exponentials have mean P(x)."
         z, logq = self.posterior(x).rsample_and_log_prob(generator, k=k)
-        logp = torch.stack([self.likelihood(one, generator).log_prob(x) for one in z])
+        parts = z.split(max(1, 256 // len(x)))  # few images at a time, or the features of all codes would fill the memory
+        logp = torch.cat([self.likelihood(part, generator).log_prob(x) for part in parts])
         return logp + self.prior.log_prob(z) - logq
 
     def iw_bound(self, x: Tensor, k: int, *, generator: torch.Generator | None = None) -> Tensor:  # nats, (b,)
