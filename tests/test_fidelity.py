@@ -1,0 +1,341 @@
+"Fidelity: what a notebook should not check. The cache, independent implementations, chunks, false alarms, Inception without its weights."
+
+import json
+import math
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from genbook import data, fidelity
+from genbook.core import GenbookError
+from genbook.fidelity import (
+    birthday,
+    classifier,
+    collapse,
+    density_coverage,
+    fid,
+    frechet_curve,
+    frechet_distance,
+    inception_features,
+    inception_path,
+    kid,
+    memorisation,
+    mmd,
+    precision_recall,
+    same_threshold,
+    similar_pairs,
+    train_classifier,
+)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+def dataset(x: torch.Tensor, y: torch.Tensor, classes=10, levels=256) -> data.DataSet:
+    images = data.Images(x, y, levels)
+    return data.DataSet("some", levels, tuple(map(str, range(classes))), images.image_shape, images, images, images)
+
+
+@pytest.fixture(scope="module")
+def small(digits):
+    return dataset(digits.train.x[:300], digits.train.y[:300], levels=17)
+
+
+# ---- the classifier and its cache
+
+
+def test_classifier_is_trained_once_and_leaves_no_trace(small, cache, monkeypatch):
+    before = torch.get_rng_state()
+    first = classifier(small, epochs=2)
+    monkeypatch.setattr(fidelity, "train_classifier", lambda *_, **__: pytest.fail("trained again"))
+    second = classifier(small, epochs=2)
+    assert torch.equal(before, torch.get_rng_state())
+    assert first.hash == second.hash and str(first) == str(second)
+    assert torch.equal(first.features(small.test), second.features(small.test))
+    assert len(list(cache.iterdir())) == 1
+
+
+def test_other_data_or_settings_are_another_classifier(small, cache):
+    hashes = {classifier(small, epochs=1, seed=seed).hash for seed in (0, 1)}
+    changed = dataset(small.train.x.clone(), small.train.y, levels=17)
+    changed.train.x[0, 0, 0, 0] += 1
+    hashes |= {classifier(changed, epochs=1).hash, classifier(small, epochs=1, features=32).hash}
+    assert len(hashes) == 4 == len(list(cache.iterdir()))
+
+
+@pytest.mark.parametrize("damage", ["bit", "cut", "empty", "other"])
+def test_a_damaged_cache_is_made_anew(small, cache, damage):
+    expected = classifier(small, epochs=1).hash
+    (path,) = cache.iterdir()
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 64
+    path.write_bytes({"bit": bytes(content), "cut": bytes(content[:-100]), "empty": b"", "other": json.dumps([1]).encode() * 9}[damage])
+    assert classifier(small, epochs=1).hash == expected
+    assert path.read_bytes()[-5] == content[-5] ^ 64
+
+
+def test_the_cache_is_not_needed(small, cache):
+    cache.write_text("a file where the folder should be")
+    assert classifier(small, epochs=1).hash == classifier(small, epochs=1).hash
+
+
+def test_where_the_cache_is(tmp_path, monkeypatch):
+    monkeypatch.delenv("GENBOOK_CACHE")
+    monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "runs"))
+    assert fidelity.cache_root() == tmp_path / "runs" / ".cache"
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 13), (3, 32, 32), (1, 64, 64)])
+def test_any_shape_trains(shape):
+    x = torch.randint(0, 256, (60, *shape), dtype=torch.uint8)
+    x[30:] //= 4
+    judge = train_classifier(dataset(x, torch.arange(60) // 30, classes=2), epochs=15, width=4)
+    assert judge.accuracy.value > 0.9 and judge.features(x / 255).shape == (60, 64) and (judge.features(x / 255) >= 0).all()
+
+
+def test_chunks_do_not_matter(small):
+    judge = train_classifier(small, epochs=1)
+    x = small.test.float()[0]
+    whole = judge.net.features(x)
+    assert torch.allclose(judge.features(x), whole, atol=1e-5) and torch.allclose(judge.features(small.test), whole, atol=1e-5)
+    assert not judge.features(x).requires_grad and not judge.net.training
+
+
+def test_one_class_is_refused():
+    one = dataset(torch.zeros(10, 1, 8, 8, dtype=torch.uint8), torch.zeros(10, dtype=torch.int64), classes=1)
+    with pytest.raises(GenbookError, match="has one class"):
+        train_classifier(one)
+
+
+REAL = data.data_root()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "accuracy", "minutes"), [("mnist", 0.985, 2), ("fashion", 0.90, 2), ("cifar10", 0.75, 15)])
+def test_classifiers_of_the_large_sets(name, accuracy, minutes):
+    try:
+        ds = data.load(name)
+    except GenbookError as e:
+        pytest.skip(str(e))
+    began = time.process_time()
+    judge = train_classifier(ds, device="cpu")
+    seconds = time.process_time() - began
+    print(name, judge, f"{seconds:.0f} s")
+    assert judge.accuracy.value > accuracy and seconds < 60 * minutes
+
+
+# ---- distances against other implementations
+
+
+def features(n, f=12, seed=0, shift=0.0):
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(n, f, generator=g) @ torch.randn(f, f, generator=torch.Generator().manual_seed(9)) + shift
+
+
+@pytest.mark.parametrize("n", [5, 200])  # fewer and more than features
+def test_frechet_against_the_eigenvalues_of_the_product(n):
+    a, b = features(n), features(150, seed=1, shift=0.3)
+    mu, cov = zip(*((t.double().numpy().mean(0), np.cov(t.double().numpy(), rowvar=False)) for t in (a, b)), strict=True)
+    root = np.sqrt(np.linalg.eigvals(cov[0] @ cov[1]).astype(complex)).real.sum()
+    expected = ((mu[0] - mu[1]) ** 2).sum() + np.trace(cov[0]) + np.trace(cov[1]) - 2 * root
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-5)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    turn = torch.linalg.qr(torch.randn(12, 12, dtype=torch.float64))[0]
+    assert frechet_distance(a.double() @ turn, b.double() @ turn) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_against_torch_fidelity():
+    pytest.importorskip("torch_fidelity")
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_kid import kernel_mmd
+    from torch_fidelity.metric_prc import prc_features_to_metric
+
+    a, b = features(120).double(), features(120, seed=1, shift=0.5).double()
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(a), fid_features_to_statistics(b), False)["frechet_inception_distance"]
+    assert frechet_distance(a, b) == pytest.approx(theirs, rel=1e-9)
+    assert mmd(a, b).item() == pytest.approx(kernel_mmd(a.numpy(), b.numpy()), rel=1e-9)
+    theirs = prc_features_to_metric(a, b, verbose=False)
+    assert [m.value for m in precision_recall(a, b)] == pytest.approx([theirs["precision"], theirs["recall"]])
+
+
+def test_density_and_coverage_by_loops(monkeypatch):
+    a, b, k = features(23, 3).double(), features(31, 3, seed=1).double(), 4
+    radius = [sorted(math.dist(p, q) for q in b.tolist())[k] for p in b.tolist()]
+    inside = [[math.dist(p, q) <= r for q, r in zip(b.tolist(), radius, strict=True)] for p in a.tolist()]
+    density, coverage = sum(map(sum, inside)) / (k * 23), sum(map(any, zip(*inside, strict=True))) / 31
+    for size in (20_000_000, 40):  # all at once, and a row at a time
+        monkeypatch.setattr(fidelity._distances, "__defaults__", (size,))
+        assert [m.value for m in density_coverage(a, b, k=k)] == pytest.approx([density, coverage])
+
+
+def test_subsets_of_the_kernel_distance():
+    a, b = features(200), features(300, seed=1)
+    assert kid(a, b, 1, 200, seed=3).value == pytest.approx(kid(a, b, 1, 200, seed=3).value)
+    whole = kid(a, b[:200], 1, 200)
+    assert whole.value == pytest.approx(mmd(a, b[:200]).item(), rel=1e-9)  # a subset of all is all
+    assert "1 subsets of 200" in whole.estimator and whole.n == 200
+
+
+def test_curve_at_one_size_is_the_distance():
+    a, b = features(100), features(80, seed=1)
+    curve = frechet_curve(a, b, [50, 100], draws=1)
+    assert curve.values[1] == pytest.approx(frechet_distance(a, b), rel=1e-9)
+    assert curve.at(50) == pytest.approx(curve.values[0]) and curve.at(100) == pytest.approx(curve.values[1])
+    both = frechet_curve(a, b, [80], draws=1, both=True)
+    assert both.sizes == [80] and both.values[0] != curve.values[1]
+
+
+def test_pairs_in_chunks(monkeypatch):
+    x = features(70, 4)
+    assert similar_pairs(x, 0.5, chunk=7)[1:] == similar_pairs(x, 0.5)[1:]
+    assert similar_pairs(x, chunk=7)[0] == pytest.approx(similar_pairs(x)[0])
+    d = torch.pdist(x.double()).sort().values
+    monkeypatch.setattr(fidelity._pair_distances, "__defaults__", (9,))
+    assert same_threshold(x, 0.1) == d[int(0.1 * len(d)) - 1].item()
+    assert birthday(x, d[9].item()).duplicates == 10
+
+
+def test_collapse_takes_images_and_tensors(small):
+    judge = train_classifier(small, epochs=2)
+    x = small.test.float()[0][:100]
+    assert collapse(x, small.test, judge) == collapse(x, small.test.float()[0], judge)
+    with pytest.raises(GenbookError, match="n: 400 is not between 2 and 300"):
+        collapse(torch.rand(400, 1, 8, 8), small.test, judge)
+
+
+# ---- memorisation
+
+
+def test_unseen_images_are_rarely_flagged():
+    flagged = 0
+    for _ in range(300):  # at a level of 0.001: 0.3 are expected, and more than 3 have a probability of 0.0003
+        train, held_out, samples = torch.rand(300, 1, 2, 2), torch.rand(60, 1, 2, 2), torch.rand(100, 1, 2, 2)
+        flagged += memorisation(samples, train, held_out)["pixels"].flagged
+    assert flagged <= 3
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 1.0])
+def test_copies_are_flagged_and_found(digits, share):
+    n = int(share * 100)
+    which = torch.randperm(len(digits.train))[:n]
+    noisy = (digits.train.float(which)[0] + 0.02 * torch.randn(n, 1, 8, 8)).clamp(0, 1)
+    samples = torch.cat([noisy, digits.test.float()[0][: 100 - n]])
+    found = memorisation(samples, digits.train, digits.valid)["pixels"]
+    assert found.flagged and torch.equal(found.nearest[:n], which) and found.identical == 0
+    assert found.copies.value >= 0.95 * share
+    assert torch.allclose(found.distance[:n], (noisy - digits.train.float(which)[0]).flatten(1).norm(dim=1).double(), atol=1e-5)
+
+
+def test_nearest_is_exact_where_the_search_rounds():
+    far = 1000 + torch.rand(50, 30)  # a large common offset, small differences
+    index, distance = fidelity._nearest(far + 1e-3, far)
+    assert torch.equal(index, torch.arange(50)) and torch.allclose(distance, (far + 1e-3 - far).double().norm(dim=1))
+
+
+# ---- Inception
+
+
+class Stub(torch.nn.Module):
+    "In place of the network: counts what it sees."
+
+    def __init__(self):
+        super().__init__()
+        self.seen = 0
+        self.weight = torch.randn(3 * 64, 16, generator=torch.Generator().manual_seed(0))
+
+    def forward(self, u):
+        assert u.dtype == torch.uint8 and u.shape[1] == 3
+        self.seen += len(u)
+        f = torch.nn.functional.adaptive_avg_pool2d(u.float() / 255, 8).flatten(1) @ self.weight
+        return f, f[:, :5]
+
+
+@pytest.fixture
+def stub(monkeypatch):
+    net = Stub()
+    monkeypatch.setattr(fidelity, "_inception", lambda *_: (net, "0123", True))
+    monkeypatch.setattr(fidelity, "_weights", lambda _: ({}, "0123"))
+    return net
+
+
+def test_fid_of_images_in_memory(stub, digits):
+    real = data.Images(torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8), torch.zeros(60))
+    samples = torch.rand(50, 3, 16, 16)
+    result = fid(samples, real, subsets=2, device="cpu")
+    assert set(result) == {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
+    assert stub.seen == 110 and result["fid"].estimator == "n=50 against 60, Inception 0123"
+    again = fid((samples * 255).round().byte(), real.x, subsets=2, device="cpu")
+    assert stub.seen == 160  # the real images were known by their content
+    assert {k: m.value for k, m in again.items()} == {k: m.value for k, m in result.items()}
+    changed = real.x.clone()
+    changed[0, 0, 0, 0] ^= 1
+    fid(samples, changed, subsets=2, device="cpu")
+    assert stub.seen == 160 + 110
+    assert inception_features(digits.test, device="cpu")["2048"].shape == (360, 16)  # grey, 17 levels
+
+
+def one_line(call, *words):
+    with pytest.raises(GenbookError) as e:
+        call()
+    assert "\n" not in str(e.value) and all(w in str(e.value) for w in words), e.value
+
+
+def test_without_weights_or_library(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_INCEPTION", str(tmp_path / "none.pth"))
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with monkeypatch.context() as m:
+        m.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
+        one_line(lambda: inception_features(images, device="cpu"), "torch-fidelity is not installed", "pip install 'genbook[fid]'")
+    pytest.importorskip("torch_fidelity")
+    one_line(lambda: inception_features(images, device="cpu"), "none.pth", "genbook data inception")
+    (tmp_path / "none.pth").write_bytes(b"no weights at all")
+    one_line(lambda: inception_features(images, device="cpu"), "none.pth does not hold Inception's weights")
+    torch.save({"fc.weight": torch.zeros(1), "other": torch.zeros(2)}, tmp_path / "none.pth")
+    one_line(lambda: inception_features(images, device="cpu"), "none.pth does not hold Inception's weights")
+
+
+def test_where_the_weights_are(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_INCEPTION", str(tmp_path / "w.pth"))
+    assert inception_path() == tmp_path / "w.pth" and inception_path(tmp_path / "data").parent == tmp_path / "data"
+    monkeypatch.delenv("GENBOOK_INCEPTION")
+    monkeypatch.setenv("GENBOOK_DATA", str(tmp_path))
+    assert inception_path() == tmp_path / "inception-v3-compat.pth"
+
+
+def cifar10():
+    if not inception_path().is_file():
+        pytest.skip(f"no Inception weights at {inception_path()}")
+    pytest.importorskip("torch_fidelity")
+    try:
+        return data.load("cifar10", n_valid=0)
+    except GenbookError as e:
+        pytest.skip(str(e))
+
+
+@pytest.mark.slow
+def test_fid_of_the_first_thousand():
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+
+    ds = cifar10()
+    a, b = (inception_features(split.x[:1000], device="cpu", cache=True)["2048"] for split in (ds.train, ds.test))
+    assert frechet_distance(a, b) == pytest.approx(46.06, abs=0.01)
+    theirs = fid_statistics_to_metric(fid_features_to_statistics(a.double()), fid_features_to_statistics(b.double()), False)
+    assert frechet_distance(a, b) == pytest.approx(theirs["frechet_inception_distance"], abs=0.01)
+
+
+@pytest.mark.gpu
+@pytest.mark.slow
+def test_fid_of_all_images():
+    ds = cifar10()
+    assert fid(ds.test, ds.train, device="cuda", batch_size=256)["fid"].value == pytest.approx(3.15, abs=0.01)
