@@ -15,7 +15,7 @@ from torch import nn
 
 from .core import GenbookError, check_choice
 
-# %% ../nbs/80_zoo.ipynb #3dc1c794
+# %% ../nbs/80_zoo.ipynb #d8859bfe
 FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
@@ -24,6 +24,7 @@ FAMILIES = {
     "fvae": ("genbook.models.fvae", "FVAE"),
     "gan": ("genbook.models.gan", "GAN"),
     "wgan": ("genbook.models.wgan", "WGAN"),
+    "cgan": ("genbook.models.cgan", "CGAN"),
 }
 _registered: dict[str, Callable] = {}
 
