@@ -79,12 +79,15 @@ class ClassifierNet(nn.Module):
         "Cross-entropy of the labels `y`, (b,)."
         return _Loss(F.cross_entropy(self(x), y, reduction="none"))
 
-# %% ../nbs/06_fidelity.ipynb #31306a0a
+# %% ../nbs/06_fidelity.ipynb #d4cd9529
 def _chunks(images: Images | Tensor, size: int) -> Iterator[Tensor]:
     "Images as floats, `size` at a time."
     if isinstance(images, Tensor):
         if images.dim() != 4 or not images.is_floating_point():
             raise GenbookError(f"images: {images.dtype} {tuple(images.shape)} is not a float tensor (n, c, h, w) in [0, 1]")
+        low, high = images.min().item(), images.max().item()
+        if not (-0.01 <= low and high <= 1.01):  # also where one is not a number
+            raise GenbookError(f"images: values from {low:.3g} to {high:.3g}; allowed are 0 to 1")
         yield from images.split(size)
     else:
         for x, _ in images.batches(size):
@@ -593,7 +596,7 @@ def collapse(
     out["support, features"] = Collapse(*(birthday(t, same).support for t in spaces["features"]))
     return out
 
-# %% ../nbs/06_fidelity.ipynb #42618111
+# %% ../nbs/06_fidelity.ipynb #7aebb2f9
 class Memorisation(NamedTuple):
     "Nearest training images of samples, against those of held-out images."
 
@@ -608,9 +611,10 @@ class Memorisation(NamedTuple):
 
     @property
     def flagged(self) -> bool:
-        "Are there more close samples than chance explains (p < 0.001), or identical ones more often than among held-out images?"
-        share = self.held_out_identical / (len(self.held_out) + self.held_out_identical)
-        return self.p < 1e-3 or self.identical > 3 * len(self.distance) * share + 3
+        "Are there more close or identical samples than chance explains, had they been drawn as the held-out images were (p < 0.001)?"
+        n, m, same = len(self.distance), len(self.held_out) + self.held_out_identical, self.identical + self.held_out_identical
+        ways = sum(math.comb(same, j) * math.comb(n + m - same, n - j) for j in range(self.identical, min(same, n) + 1))
+        return self.p < 1e-3 or ways * 1000 < math.comb(n + m, n)
 
 # %% ../nbs/06_fidelity.ipynb #f3f78b66
 def _nearest(x: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
@@ -744,7 +748,7 @@ def fetch_inception(
     write_atomic(path, buffer.getvalue())
     return f"inception: weights {_weights(path)[1]} in {path}, fetched"
 
-# %% ../nbs/06_fidelity.ipynb #adc1b67a
+# %% ../nbs/06_fidelity.ipynb #c3d90b93
 def _weights(path: Path) -> tuple[dict[str, Tensor], str]:
     "Inception's tensors and their hash; nothing else is unpickled."
     if not path.is_file():
@@ -772,6 +776,12 @@ def _inception(path: Path, stamp: float, device: torch.device):
         raise GenbookError(f"fid: {path} does not hold Inception's weights: {str(e).strip().splitlines()[-1].strip()}") from None
     return net.to(device), key, bool(state["fc.weight"].any())
 
+
+def _network(device: str):
+    "What `_inception` returns for the file that is there now."
+    path = inception_path()
+    return _inception(path, path.stat().st_mtime if path.is_file() else 0.0, find_device(device))
+
 # %% ../nbs/06_fidelity.ipynb #0871e1d6
 def _bytes(images: Images | Tensor) -> Tensor:
     "Images as Inception takes them: uint8 (n, 3, h, w), grey ones three times."
@@ -785,7 +795,7 @@ def _bytes(images: Images | Tensor) -> Tensor:
         raise GenbookError(f"images: {u.shape[1]} channels; Inception takes 1 or 3")
     return u.expand(-1, 3, -1, -1)
 
-# %% ../nbs/06_fidelity.ipynb #65b236d0
+# %% ../nbs/06_fidelity.ipynb #55fd862e
 def inception_features(
     images: Images | Tensor,  # (n, c, h, w), uint8 or in [0, 1]
     *,
@@ -794,8 +804,7 @@ def inception_features(
     cache: bool = False,  # keep them by the content of the images: for real ones
 ) -> dict[str, Tensor]:  # "2048": (n, 2048); "logits_unbiased": (n, 1008), where the weights have that layer
     "Features of torch-fidelity's InceptionV3, resized to 299 as in TensorFlow. Raises `GenbookError` where weights or library are missing."
-    path, u = inception_path(), _bytes(images)
-    net, key, whole = _inception(path, path.stat().st_mtime if path.is_file() else 0.0, find_device(device))
+    u, (net, key, whole) = _bytes(images), _network(device)
 
     def make():
         with torch.no_grad():
@@ -805,7 +814,7 @@ def inception_features(
 
     return cached(f"inception-{key}-{content_hash(u)}", make) if cache else make()
 
-# %% ../nbs/06_fidelity.ipynb #d43af64b
+# %% ../nbs/06_fidelity.ipynb #7a906446
 def fid(
     samples: Images | Tensor,  # (n, c, h, w), uint8 or in [0, 1]
     real: Images | Tensor,  # (m, c, h, w), whose features are cached
@@ -822,7 +831,7 @@ def fid(
     made = inception_features(samples, device=device, batch_size=batch_size)
     known = inception_features(real, device=device, batch_size=batch_size, cache=True)
     a, b = (t["2048"].to(find_device(device)) for t in (made, known))
-    note = f"n={len(a)} against {len(b)}, Inception {_weights(inception_path())[1]}"
+    note = f"n={len(a)} against {len(b)}, Inception {_network(device)[1]}"
     out = {"fid": metric("fid", frechet_distance(a, b), n=len(a), split=split, estimator=note)}
     out["kid"] = kid(a, b, subsets, min(subset_size, len(a), len(b)), seed=seed, split=split)
     few = a[:neighbours], b[:neighbours]
