@@ -596,15 +596,15 @@ def collapse(
     out["support, features"] = Collapse(*(birthday(t, same).support for t in spaces["features"]))
     return out
 
-# %% ../nbs/06_fidelity.ipynb #7aebb2f9
+# %% ../nbs/06_fidelity.ipynb #eef0072a
 class Memorisation(NamedTuple):
     "Nearest training images of samples, against those of held-out images."
 
-    copies: Metric  # share of samples nearer to a training image than 99 % of held-out images
-    p: float  # probability of so many, if samples were held-out images
+    copies: Metric  # share of samples identical with a training image or nearer to it than 99 % of held-out images
+    p: float  # probability of so many near ones that are not identical, if samples were held-out images
     z: float  # standard score of the rank sum: negative where samples are nearer than held-out images
     identical: int  # samples that equal a training image, level for level
-    held_out_identical: int  # held-out images that do; they are left out of the comparison
+    held_out_identical: int  # held-out images that do
     distance: Tensor  # to the nearest training image, (n,)
     held_out: Tensor  # the same of held-out images, (m,)
     nearest: Tensor  # index of the nearest training image, (n,)
@@ -612,7 +612,7 @@ class Memorisation(NamedTuple):
     @property
     def flagged(self) -> bool:
         "Are there more close or identical samples than chance explains, had they been drawn as the held-out images were (p < 0.001)?"
-        n, m, same = len(self.distance), len(self.held_out) + self.held_out_identical, self.identical + self.held_out_identical
+        n, m, same = len(self.distance), len(self.held_out), self.identical + self.held_out_identical
         ways = sum(math.comb(same, j) * math.comb(n + m - same, n - j) for j in range(self.identical, min(same, n) + 1))
         return self.p < 1e-3 or ways * 1000 < math.comb(n + m, n)
 
@@ -672,16 +672,16 @@ def memorisation(
         found["features"] = (_nearest(f, f_seen), _nearest(f_unseen, f_seen)[1])
     return {space: _memorisation(*d, identical, known, rate) for space, d in found.items()}
 
-# %% ../nbs/06_fidelity.ipynb #b811d02e
+# %% ../nbs/06_fidelity.ipynb #0b7a9f50
 def _memorisation(near, unseen, identical, known, rate):
-    (index, distance), unseen = near, unseen[~known]
-    k = max(2, round(rate * len(unseen)))
-    if k >= len(unseen):
-        raise GenbookError(f"held_out: {len(unseen)} images that are not among the training images are too few; at least 3 are needed")
-    close = distance < unseen.kthvalue(k).values
-    p = _tail(int(close.sum()), len(close), k, len(unseen))
-    note = f"nearer than all but {k} of {len(unseen)} held-out images, p={p:.2g}"
-    share = metric("copies", close.double(), split="samples", estimator=note)
+    (index, distance), fresh = near, unseen[~known]
+    k = max(2, round(rate * len(fresh)))
+    if k >= len(fresh):
+        raise GenbookError(f"held_out: {len(fresh)} images that are not among the training images are too few; at least 3 are needed")
+    close = distance < fresh.kthvalue(k).values
+    p = _tail(int(close[~identical].sum()), int((~identical).sum()), k, len(fresh))
+    note = f"nearer than all but {k} of {len(fresh)} held-out images, p={p:.2g}, identical: {int(identical.sum())}"
+    share = metric("copies", (close | identical).double(), split="samples", estimator=note)
     return Memorisation(share, p, _rank_score(distance, unseen), int(identical.sum()), int(known.sum()), distance, unseen, index)
 
 # %% ../nbs/06_fidelity.ipynb #f1dddd2c
