@@ -79,11 +79,11 @@ class ClassifierNet(nn.Module):
         "Cross-entropy of the labels `y`, (b,)."
         return _Loss(F.cross_entropy(self(x), y, reduction="none"))
 
-# %% ../nbs/06_fidelity.ipynb #d4cd9529
+# %% ../nbs/06_fidelity.ipynb #746c49c1
 def _chunks(images: Images | Tensor, size: int) -> Iterator[Tensor]:
     "Images as floats, `size` at a time."
     if isinstance(images, Tensor):
-        if images.dim() != 4 or not images.is_floating_point():
+        if images.dim() != 4 or not len(images) or not images.is_floating_point():
             raise GenbookError(f"images: {images.dtype} {tuple(images.shape)} is not a float tensor (n, c, h, w) in [0, 1]")
         low, high = images.min().item(), images.max().item()
         if not (-0.01 <= low and high <= 1.01):  # also where one is not a number

@@ -6,7 +6,7 @@
 __all__ = ['CONFIGS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'NormedGenerator', 'LabelCritic', 'PlaneCritic',
            'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'ConditionalTerms', 'Labelled', 'CGAN']
 
-# %% ../../nbs/32_models.cgan.ipynb #5c2e0311
+# %% ../../nbs/32_models.cgan.ipynb #39cc86a8
 from math import prod
 from typing import NamedTuple
 
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import GenbookError, check_choice
-from .gan import GAN, NETS, Critic, Net, fc_critic, stages
+from .gan import GAN, NETS, Critic, Net, fc_critic, init_normal, stages
 from .wgan import Stabilised
-from ..nn import Tower, check_size, squash
+from ..nn import Tower, check_size, layers, squash
 
 # %% ../../nbs/32_models.cgan.ipynb #9d8e4196
 def feature_matching(
@@ -185,7 +185,7 @@ class ConditionalTerms(NamedTuple):
     fooled: Tensor  # D(G(z, y), y), after the critic's update
     matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
 
-# %% ../../nbs/32_models.cgan.ipynb #3c37b35c
+# %% ../../nbs/32_models.cgan.ipynb #7229b8c6
 class Labelled(GAN):
     "What labels change in a GAN of images: both networks, samples, and feature matching."
 
@@ -197,6 +197,7 @@ class Labelled(GAN):
         conditioning: str = "planes",  # a key of `CONDITIONINGS`: how the critic sees the label
         matching: float = 0.0,  # weight of feature matching
         squared: bool = False,  # match with the squared distance
+        init: float | None = None,  # standard deviation of the first weights; None: torch's own
         **kwargs,  # of `GAN`
     ):
         self.classes, self.conditioning = check_size("classes", classes, 2), check_choice("conditioning", conditioning, CONDITIONINGS)
@@ -204,6 +205,9 @@ class Labelled(GAN):
         super().__init__(image_shape, **kwargs)
         if not 0 <= matching < float("inf"):
             raise GenbookError(f"matching: {matching} is not a weight of at least 0")
+        for m in layers(self) if init is not None else ():
+            if not isinstance(m, ClassNorm):  # which begins as plain batch norm
+                init_normal(m, init)
 
     def networks(self, width: int, dropout: float) -> tuple[nn.Module, Critic]:
         shape, critic = self.image_shape, CONDITIONINGS[self.conditioning](self.net, self.image_shape, self.classes, width, dropout)

@@ -198,13 +198,13 @@ NETS = {
     "dcgan_s3_sigmoid": Net(partial(dc_generator, factor=2, bias=True), partial(dc_critic, **_S3, last="sigmoid"), 64),
 }
 
-# %% ../../nbs/30_models.gan.ipynb #458b7330
+# %% ../../nbs/30_models.gan.ipynb #d4411d6a
 @torch.no_grad()
 def init_normal(
     module: nn.Module,  # changed in place
     std: float = 0.02,  # standard deviation
 ) -> None:
-    "Weights of convolutions and linear layers from N(0, std), scales of batch norm from N(1, std), biases 0 (Radford et al. 2016, section 4)."
+    "Weights from N(0, std), scales of batch norm from N(1, std), biases 0 (Radford et al. 2016, section 4)."
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm):
             nn.init.normal_(m.weight, float(isinstance(m, nn.modules.batchnorm._BatchNorm)), std)
@@ -262,7 +262,7 @@ class Players(nn.Module):
         y = self.labels(n, y, generator)
         return self.decode(temperature * self.noise(n, generator), y)
 
-# %% ../../nbs/30_models.gan.ipynb #5b733d88
+# %% ../../nbs/30_models.gan.ipynb #e38dbaf0
 class CriticTerms(NamedTuple):
     "Terms of the critic's loss, (b,) or scalars."
 
@@ -280,7 +280,7 @@ class GeneratorTerms(NamedTuple):
 
 
 class Adversarial(Players):
-    "The two losses. `penalty`, and what `Players` has, is what other kinds of GAN replace; `constrain()`, if there is one, runs after each update."
+    "The two losses. Other kinds of GAN replace `penalty` and methods of `Players`; `constrain()`, if they have one, runs after each critic update."
 
     def __init__(
         self,
