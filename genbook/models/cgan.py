@@ -185,7 +185,7 @@ class ConditionalTerms(NamedTuple):
     fooled: Tensor  # D(G(z, y), y), after the critic's update
     matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
 
-# %% ../../nbs/32_models.cgan.ipynb #7229b8c6
+# %% ../../nbs/32_models.cgan.ipynb #f93f1a09
 class Labelled(GAN):
     "What labels change in a GAN of images: both networks, samples, and feature matching."
 
@@ -231,10 +231,10 @@ class Labelled(GAN):
             raise GenbookError(f"y: labels from {y.min()} to {y.max()}; allowed: 0 to {self.classes - 1}")
         return y if y.is_floating_point() else y.expand(n)
 
-    def weights(self, n: int, y: Tensor | int | None) -> Tensor:  # (n, classes)
+    def weights(self, n: int, y: Tensor | int | None) -> Tensor:  # (n, classes), of the model's own type
         "One-hot rows of labels; weights of the classes stay as they are."
         y = self.labels(n, y)
-        return y if y.is_floating_point() else F.one_hot(y.long(), self.classes).float()
+        return (y if y.is_floating_point() else F.one_hot(y.long(), self.classes)).to(next(self.parameters()).dtype)
 
     def look(self, x: Tensor, y: Tensor) -> Tensor:  # images in [0, 1], (b, c, h, w), labels (b,) -> (b, ...), float32 or more
         "The critic's features."
@@ -250,7 +250,8 @@ class Labelled(GAN):
         return self.judge(self.look(x, y), y)
 
     def decode(self, z: Tensor, y: Tensor | int | None = None) -> Tensor:  # (b, zdim) -> (b, c, h, w) in [0, 1]
-        return squash(self.generator(z, self.weights(len(z), y)), "tanh")
+        w = self.weights(len(z), y)
+        return squash(self.generator(z.to(w.dtype), w), "tanh")
 
 # %% ../../nbs/32_models.cgan.ipynb #5f42bb57
 CONDITIONINGS = {
