@@ -202,6 +202,18 @@ def test_one_sample_and_labels_are_optional(name):
     assert build(name).eval().sample(1, None).shape == (1, 1, 8, 8)
 
 
+@having("sample", "classes")
+def test_labels_change_the_sample(name):
+    "From the same noise; one label stands for all, none are drawn, and a label that is not there gets one line."
+    model = randomise(build(name)).eval()
+    a, b, c = (model.sample(4, y, generator=generator(0)) for y in (torch.full((4,), 1), 1, torch.full((4,), 2)))
+    assert torch.equal(a, b) and ((a - c).flatten(1).abs().amax(1) > 0).all()
+    assert model.sample(4, None, generator=generator(0)).shape == a.shape
+    with pytest.raises(GenbookError) as error:
+        model.sample(4, model.classes)
+    one_line(error, "y:", str(model.classes), f"0 to {model.classes - 1}")
+
+
 # ---- weights
 
 
