@@ -262,7 +262,7 @@ class Players(nn.Module):
         y = self.labels(n, y, generator)
         return self.decode(temperature * self.noise(n, generator), y)
 
-# %% ../../nbs/30_models.gan.ipynb #e38dbaf0
+# %% ../../nbs/30_models.gan.ipynb #01eb57b8
 class CriticTerms(NamedTuple):
     "Terms of the critic's loss, (b,) or scalars."
 
@@ -280,7 +280,7 @@ class GeneratorTerms(NamedTuple):
 
 
 class Adversarial(Players):
-    "The two losses. Other kinds of GAN replace `penalty` and methods of `Players`; `constrain()`, if they have one, runs after each critic update."
+    "The two losses. Other kinds replace `penalty` or methods of `Players`, and may have `constrain()`, to run after critic updates."
 
     def __init__(
         self,
