@@ -204,3 +204,17 @@ def test_stopped_and_resumed_is_the_same(name, tmp_path):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
     untimed = lambda h: [{k: v for k, v in row.items() if k != "time"} for row in h.rows]
     assert untimed(history) == untimed(expected) and len(expected.rows) == 6
+
+
+@pytest.mark.gpu
+@PLAYERS
+def test_same_on_the_gpu(name):
+    "Losses of the CPU from the same examples, samples from a generator of the device, and a step that runs as a graph or says why not."
+    model = randomise(build(name)).eval()
+    x = images()
+    here = model.score(x, labels(5))
+    step = AdversarialStep(model, lr=1e-4, device="cuda")
+    torch.testing.assert_close(model.score(x.cuda(), labels(5).cuda()).cpu(), here, rtol=1e-2, atol=1e-3)
+    assert model.sample(4, generator=torch.Generator("cuda").manual_seed(0)).is_cuda
+    history = fit(step, data.Batches(digits(), 8, k=2, device="cuda"), 8, log_every=1, progress=False, capture=True)
+    assert len(history.rows) == 8
