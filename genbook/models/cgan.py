@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['CONFIGS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'NormedGenerator', 'LabelCritic', 'PlaneCritic',
-           'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'ConditionalTerms', 'Labelled', 'CGAN']
+           'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'ConditionalTerms', 'Labels', 'Labelled',
+           'CGAN']
 
 # %% ../../nbs/32_models.cgan.ipynb #39cc86a8
 from math import prod
@@ -185,37 +186,11 @@ class ConditionalTerms(NamedTuple):
     fooled: Tensor  # D(G(z, y), y), after the critic's update
     matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
 
-# %% ../../nbs/32_models.cgan.ipynb #f93f1a09
-class Labelled(GAN):
-    "What labels change in a GAN of images: both networks, samples, and feature matching."
+# %% ../../nbs/32_models.cgan.ipynb #e1ecf95e
+class Labels(GAN):
+    "Labels on their way to a generator of `classes` classes: one for all, one each, weights of the classes, or none."
 
-    def __init__(
-        self,
-        image_shape: tuple[int, int, int],  # (c, h, w)
-        *,
-        classes: int = 10,  # number of classes
-        conditioning: str = "planes",  # a key of `CONDITIONINGS`: how the critic sees the label
-        matching: float = 0.0,  # weight of feature matching
-        squared: bool = False,  # match with the squared distance
-        init: float | None = None,  # standard deviation of the first weights; None: torch's own
-        **kwargs,  # of `GAN`
-    ):
-        self.classes, self.conditioning = check_size("classes", classes, 2), check_choice("conditioning", conditioning, CONDITIONINGS)
-        self.matching, self.squared = matching, squared
-        super().__init__(image_shape, **kwargs)
-        if not 0 <= matching < float("inf"):
-            raise GenbookError(f"matching: {matching} is not a weight of at least 0")
-        for m in layers(self) if init is not None else ():
-            if not isinstance(m, ClassNorm):  # which begins as plain batch norm
-                init_normal(m, init)
-
-    def networks(self, width: int, dropout: float) -> tuple[nn.Module, Critic]:
-        shape, critic = self.image_shape, CONDITIONINGS[self.conditioning](self.net, self.image_shape, self.classes, width, dropout)
-        if self.conditioning == "projection":
-            generator = self.net.generator(shape, self.zdim, width)
-            if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in generator.modules()):
-                return NormedGenerator(generator, self.classes), critic
-        return JoinedGenerator(self.net.generator(shape, self.zdim + self.classes, width)), critic
+    classes: int
 
     def labels(self, n: int, y: Tensor | int | None, generator: torch.Generator | None = None) -> Tensor:
         "Labels of `n` samples, drawn uniformly for None, or weights of the classes (n, classes); raises `GenbookError` for others."
@@ -236,6 +211,40 @@ class Labelled(GAN):
         y = self.labels(n, y)
         return (y if y.is_floating_point() else F.one_hot(y.long(), self.classes)).to(next(self.parameters()).dtype)
 
+    def decode(self, z: Tensor, y: Tensor | int | None = None) -> Tensor:  # (b, zdim) -> (b, c, h, w) in [0, 1]
+        w = self.weights(len(z), y)
+        return squash(self.generator(z.to(w.dtype), w), "tanh")
+
+# %% ../../nbs/32_models.cgan.ipynb #e84f03f8
+class Labelled(Labels):
+    "A GAN of images with labels in both networks (Mirza & Osindero 2014)."
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],  # (c, h, w)
+        *,
+        classes: int = 10,  # number of classes
+        conditioning: str = "planes",  # a key of `CONDITIONINGS`: how the critic sees the label
+        matching: float = 0.0,  # weight of feature matching
+        squared: bool = False,  # match with the squared distance
+        init: float | None = None,  # standard deviation of the first weights; None: torch's own
+        **kwargs,  # of `GAN`
+    ):
+        self.classes, self.conditioning = check_size("classes", classes, 2), check_choice("conditioning", conditioning, CONDITIONINGS)
+        self.matching, self.squared = matching, squared
+        super().__init__(image_shape, **kwargs)
+        if not 0 <= matching < float("inf"):
+            raise GenbookError(f"matching: {matching} is not a weight of at least 0")
+        for m in (m for m in layers(self) if init is not None and not isinstance(m, ClassNorm)):  # which begins as plain batch norm
+            init_normal(m, init)
+
+    def networks(self, width: int, dropout: float) -> tuple[nn.Module, Critic]:
+        shape, critic = self.image_shape, CONDITIONINGS[self.conditioning](self.net, self.image_shape, self.classes, width, dropout)
+        generator = self.net.generator(shape, self.zdim, width) if self.conditioning == "projection" else nn.Identity()
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in generator.modules()):
+            return NormedGenerator(generator, self.classes), critic
+        return JoinedGenerator(self.net.generator(shape, self.zdim + self.classes, width)), critic
+
     def look(self, x: Tensor, y: Tensor) -> Tensor:  # images in [0, 1], (b, c, h, w), labels (b,) -> (b, ...), float32 or more
         "The critic's features."
         if y is None:
@@ -248,10 +257,6 @@ class Labelled(GAN):
 
     def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.judge(self.look(x, y), y)
-
-    def decode(self, z: Tensor, y: Tensor | int | None = None) -> Tensor:  # (b, zdim) -> (b, c, h, w) in [0, 1]
-        w = self.weights(len(z), y)
-        return squash(self.generator(z.to(w.dtype), w), "tanh")
 
 # %% ../../nbs/32_models.cgan.ipynb #5f42bb57
 CONDITIONINGS = {

@@ -248,7 +248,7 @@ NETS.update(
     resnet_layer_norm=Net(res_generator, partial(res_critic, norm=True), 256),
 )
 
-# %% ../../nbs/31_models.wgan.ipynb #b34ff035
+# %% ../../nbs/31_models.wgan.ipynb #b27845ab
 class Stabilised(Adversarial):
     "What holds a critic, each part by itself or with others; goes before a class of chapter 30 among the bases."
 
@@ -267,14 +267,9 @@ class Stabilised(Adversarial):
         **kwargs,  # of the other base
     ):
         super().__init__(*args, loss=loss, **kwargs)
-        self.kind, self.weight, self.one_sided = check_choice("penalty", penalty, PENALTIES), weight, one_sided
-        if any(not v > 0 for v in (weight, 1.0 if clip is None else clip)):
-            raise GenbookError(f"weight, clip: {weight} and {clip} are not both positive")
-        if penalty != "none" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.critic.modules()):
-            raise GenbookError(f"penalty: {penalty!r} is of one example at a time, and this critic has batch norm; allowed: 'none'")
-        self.policy, self.clip = augment, clip
-        if augment:
-            diff_augment(torch.zeros(1, *getattr(self, "image_shape", (1, 1, 1))), augment)
+        _check_held(self.critic, penalty, weight, clip)
+        self.kind, self.weight, self.one_sided, self.clip, self.policy = penalty, weight, one_sided, clip, augment
+        diff_augment(torch.zeros(1, *getattr(self, "image_shape", (1, 1, 1))), augment)  # is it one?
         self.normed = spectrally_normed(self.critic) if spectral else []
         self.constrain()
 
@@ -296,8 +291,7 @@ class Stabilised(Adversarial):
 
     def penalty(self, x: Tensor, fake: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> Tensor | None:
         with torch.autocast(x.device.type, enabled=False):
-            fake, score = fake.to(x.dtype), lambda t: self.score(t, y)
-            return PENALTIES[self.kind](self, score, x, fake)
+            return PENALTIES[self.kind](self, lambda t: self.score(t, y), x, fake.to(x.dtype))
 
     def extra_repr(self):
         return f"{super().extra_repr()}, penalty={self.kind!r}, clip={self.clip}, spectral={bool(self.normed)}, augment={self.policy!r}"
@@ -309,6 +303,15 @@ PENALTIES = {
     "r1": lambda model, score, x, fake: model.weight * zero_centred(score, x, unit=model.unit),
     "r1r2": lambda model, score, *xs: model.weight * sum(zero_centred(score, x, unit=model.unit) for x in xs),
 }
+
+
+def _check_held(critic, penalty, weight, clip):
+    "Raise `GenbookError` for parts that do not go together."
+    check_choice("penalty", penalty, PENALTIES)
+    if any(not v > 0 for v in (weight, 1.0 if clip is None else clip)):
+        raise GenbookError(f"weight, clip: {weight} and {clip} are not both positive")
+    if penalty != "none" and any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in critic.modules()):
+        raise GenbookError(f"penalty: {penalty!r} is of one example at a time, and this critic has batch norm; allowed: 'none'")
 
 # %% ../../nbs/31_models.wgan.ipynb #8f693fb1
 class WGAN(Stabilised, GAN):
