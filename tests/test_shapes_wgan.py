@@ -1,0 +1,69 @@
+"S3's WGAN and the networks of SNGAN, layer by layer, against the configurations of `genbook.models.wgan`."
+
+import pytest
+import torch
+from test_shapes_gan import listing, s3_critic, s3_generator
+
+from genbook import create_model
+from genbook.models.wgan import CONFIGS, WGAN
+from genbook.nn import n_parameters
+from genbook.runs import load_experiments
+
+# S3, "Examples of WGAN models": x 32 with z 100, x 16 with z 20; 64 pixels, not printed, by the same rule
+LISTED = {
+    32: (100, s3_generator(100, 512, 256, 128, c=1), s3_critic(1, 64, 128, 256, features=4096, last="LeakyReLU")),
+    16: (20, s3_generator(20, 256, 128, c=1), s3_critic(1, 64, 128, features=2048, last="LeakyReLU")),
+    64: (100, s3_generator(100, 1024, 512, 256, 128, c=1), s3_critic(1, 64, 128, 256, 512, features=8192, last="LeakyReLU")),
+}
+
+
+@pytest.mark.parametrize("size", LISTED)
+def test_layers_are_those_of_the_report(size):
+    zdim, generator, critic = LISTED[size]
+    model = WGAN((1, size, size), **(CONFIGS["clip_s3"] | {"zdim": zdim}))
+    assert listing(model.generator) == generator
+    assert listing(model.critic) == critic
+    assert all(layer.bias is not None for layer in model.modules() if isinstance(layer, torch.nn.modules.conv._ConvNd))
+    assert model.loss_name == "wasserstein" and model.kind == "none" and model.clip == 0.01
+
+
+def test_without_batch_norm_only_that_is_missing():
+    plain = create_model("wgan_clip_s3", (1, 32, 32), net="dcgan_s3_plain", zdim=100)
+    assert listing(plain.critic) == [layer for layer in LISTED[32][2] if layer[0] != "BatchNorm2d"]
+    assert listing(plain.generator) == LISTED[32][1]
+
+
+def test_sngan_has_the_weights_of_the_paper():
+    "Miyato et al. 2018, table 4: CIFAR-10, three blocks of 256 up from 4x4; four of 128, two of them down; a sum over pixels."
+    model = create_model("wgan_sngan", (3, 32, 32))
+    c, d = 256, 128
+    block = 2 * (9 * c * c + c) + (c * c + c) + 4 * c  # two convolutions, a 1x1 convolution, two batch norms
+    assert n_parameters(model.generator) == 128 * 16 * c + 16 * c + 3 * block + 2 * c + 9 * c * 3 + 3 == 4_276_739
+    first = (9 * 3 * d + d) + (9 * d * d + d) + (3 * d + d)
+    plain = 2 * (9 * d * d + d)
+    assert n_parameters(model.critic) == first + (plain + d * d + d) + 2 * plain + d + 1 == 1_053_825
+    shapes, x = [], torch.rand(2, 3, 32, 32)
+    for block in model.critic.features:
+        x = block(x)
+        shapes.append(tuple(x.shape[1:]))
+    assert shapes == [(128, 16, 16), (128, 8, 8), (128, 8, 8), (128, 8, 8), (128, 8, 8), (128,)]
+
+
+@pytest.mark.parametrize("size, up_blocks, down_blocks", [(8, 1, 1), (16, 2, 1), (28, 2, 1), (32, 3, 2), (64, 4, 3)])
+def test_depth_follows_the_image_size(size, up_blocks, down_blocks):
+    model = create_model("wgan_sngan", (1, size, size), width=8)
+    count = lambda net, kind: sum(isinstance(m, kind) for m in net.modules())
+    blocks = [m for m in model.critic.features if hasattr(m, "skip")]
+    assert sum(hasattr(m, "skip") for m in model.generator) == up_blocks and len(blocks) == down_blocks + 2
+    assert count(model.critic, torch.nn.AvgPool2d) == down_blocks and count(model.critic, torch.nn.BatchNorm2d) == 0
+
+
+def test_every_wgan_of_the_reports_is_an_experiment():
+    "S3: 16, 32 and 64 pixels with latent sizes 2, 20 and 100, five critic steps, 50 epochs of CIFAR-10 (once 100) and 25 of MNIST."
+    found = {n: e for n, e in load_experiments().items() if e.notebook == "31_models.wgan" and e.source}
+    assert all(e.chosen and {s["report"] for s in e.source} == {"S3"} for e in found.values())
+    for name, epochs in (("wgan-clip-s3-mnist", 25), ("wgan-clip-s3-cifar10", 50)):
+        e = found[name]
+        assert e.grid == {"size": [16, 32, 64], "zdim": [2, 20, 100]} and (e.params["k"], e.params["epochs"]) == (5, epochs)
+        assert e.params["config"] == "clip_s3" and e.params["dataset"] == name.rpartition("-")[2]
+    assert found["wgan-clip-s3-cifar10-long"].params["epochs"] == 100
