@@ -121,7 +121,7 @@ def test_ring_batches():
 
 
 GAMES = {
-    "naive": lambda n: dict(lr=1e-3, critic_lr=1e-4, betas=(0.5, 0.999)),
+    "naive": lambda n: dict(lr=1e-3, critic_lr=1e-4, betas=(0.9, 0.999)),
     "stable": lambda n: dict(lr=3e-3, betas=(0.0, 0.99), schedule=cosine(n), critic_schedule=cosine(n), ema=0.99),
 }
 
