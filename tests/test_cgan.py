@@ -1,4 +1,4 @@
-"Conditional GANs: labels reach both players, the projection critic's formula, feature matching's gradient, labels of the same batches, mistakes."
+"Conditional GANs: labels reach both players, the projection critic's formula, feature matching's gradient, labels of a batch, mistakes."
 
 import pytest
 import torch

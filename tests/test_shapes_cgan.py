@@ -8,7 +8,7 @@ from genbook.models.cgan import CGAN, CONFIGS, PlaneCritic
 
 LEAKY, RELU = act("LeakyReLU", 0.2), act("ReLU")
 
-# "Input: [z (128-dim), label (10-dim one-hot)]; Concat + Linear(128 x 256*7*7) + ReLU; Reshape to (256, 7, 7)": with the label there are 138
+# "Input: [z (128-dim), label (10-dim one-hot)]; Concat + Linear(128 x 256*7*7) + ReLU; Reshape to (256, 7, 7)": with the label, 138
 GENERATOR = [
     lin(138, 256 * 7 * 7),
     RELU,
