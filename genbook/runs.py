@@ -346,7 +346,7 @@ def is_done(folder: Path) -> bool:
     "Whether the run in `folder` has a whole result."
     return _read(folder / "status.json").get("state") == "done" and bool(_read(folder / "result.json").get("metrics") is not None)
 
-# %% ../nbs/08_runs.ipynb #cefae990
+# %% ../nbs/08_runs.ipynb #b5e7f036
 def execute(job: Job, runs: Path, threads: int, force: bool = False, root: Path | None = None, limit: float | None = None) -> Outcome:
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
@@ -378,7 +378,7 @@ def execute(job: Job, runs: Path, threads: int, force: bool = False, root: Path 
             state, error, seconds = "failed", f"{e.filename or folder}: {e.strerror}", time.time() - began
         return Outcome(job, folder, state, error, seconds)
 
-
+# %% ../nbs/08_runs.ipynb #f81e0bdf
 def _kernel_gone(folder, patience=5.0):
     "Wait for the kernel of a start that was killed to notice it; False if it keeps going."
     end = time.time() + patience
@@ -418,7 +418,7 @@ def _papermill(source, folder, params, threads, runs, limit):
     except Exception as e:  # a dead kernel, a full disk
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
-# %% ../nbs/08_runs.ipynb #74fd3fd7
+# %% ../nbs/08_runs.ipynb #afc46d0d
 LIVES = 3  # workers that a run may see die
 
 
@@ -454,7 +454,7 @@ def run_jobs(
         force = False  # what died goes on
     return [outcomes[i] for i in range(len(jobs))]
 
-
+# %% ../nbs/08_runs.ipynb #0ca5adef
 def _collect(futures, jobs, runs, outcomes, deaths, report):
     "Wait for all futures; jobs whose worker died are left without an outcome while they have lives."
     todo, lost = set(futures), {}
@@ -474,7 +474,7 @@ def _collect(futures, jobs, runs, outcomes, deaths, report):
         deaths[i] += 1
     outcomes |= {i: outcome for i, (outcome, _) in lost.items() if deaths[i] >= LIVES}
 
-
+# %% ../nbs/08_runs.ipynb #85d2ae1f
 @contextmanager
 def cluster(
     address: str,  # of a Dask scheduler, e.g. tcp://host:8786
@@ -496,7 +496,7 @@ def cluster(
             )
         yield client.get_executor(pure=False)
 
-
+# %% ../nbs/08_runs.ipynb #4a19365a
 def progress_of(folder: Path) -> dict:
     "The newest row of `metrics.jsonl` in a run's `folder`; empty before the first."
     try:

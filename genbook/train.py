@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['KL_SCHEDULES', 'OPTIMIZERS', 'constant', 'cosine', 'one_cycle', 'step_decay', 'exponential', 'Plateau', 'lr_schedule',
            'Constant', 'Linear', 'Cyclical', 'CosineCyclical', 'Adaptive', 'kl_schedule', 'make_optimizer', 'EMA',
-           'make_fabric', 'Descent', 'preserved_rng', 'Step', 'LossStep', 'AdversarialStep', 'History', 'EarlyStopping',
-           'save_checkpoint', 'load_checkpoint', 'fit', 'mean_loss']
+           'make_fabric', 'Descent', 'preserved_rng', 'Step', 'LossStep', 'frozen', 'TwoPlayers', 'AdversarialStep',
+           'History', 'EarlyStopping', 'save_checkpoint', 'load_checkpoint', 'fit', 'mean_loss']
 
 # %% ../nbs/04_train.ipynb #e16b5d5c
 import copy
@@ -311,7 +311,7 @@ def make_fabric(
     dev = device(device_name)
     return Fabric(accelerator=dev.type, devices=1 if dev.index is None else [dev.index], precision=precision)
 
-# %% ../nbs/04_train.ipynb #e65facbb
+# %% ../nbs/04_train.ipynb #6b9f60dc
 class Descent:
     "How some parameters are moved by a loss: optimiser, learning rate with its schedule, clipping."
 
@@ -348,8 +348,7 @@ class Descent:
         return {k: v.detach() for k, v in values.items()}
 
     def state_dict(self) -> dict:
-        plan = self.schedule.state_dict() if isinstance(self.schedule, nn.Module) else {}
-        return {"optimizer": self.optimizer.state_dict(), "schedule": plan}
+        return {"optimizer": self.optimizer.state_dict(), "schedule": getattr(self.schedule, "state_dict", dict)()}
 
     def load_state_dict(self, state: dict) -> None:
         self.optimizer.load_state_dict(state["optimizer"])
@@ -470,16 +469,54 @@ class LossStep(Step):
         self.it += 1
         return values | {"lr": self.descent.lr}
 
-# %% ../nbs/04_train.ipynb #951a4ad2
-class AdversarialStep(Step):
+# %% ../nbs/04_train.ipynb #dd4577ad
+@contextmanager
+def frozen(
+    params: Iterable[Tensor],  # that shall get no gradient
+):
+    "Parameters that want no gradient for a while."
+    params = list(params)
+    for p in params:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in params:
+            p.requires_grad_(True)
+
+
+class TwoPlayers(Step):
+    "What a step with two players evaluates and averages: the generator."
+
+    def averaged(self, model: nn.Module) -> nn.Module:
+        return model.generator
+
+    def probe(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
+        model.sample(len(x))
+
+    def terms(self, player: str, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        "The terms of a player's loss, means over the batch."
+        with self.fabric.autocast():
+            return _means(getattr(self.model, f"{player}_loss")(x, y, it=self.it))
+
+    def turn(self, player: str, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
+        "One update of `player`, while the weights of the other one want no gradient."
+        mine, other = (self.critic, self.generator) if player == "critic" else (self.generator, self.critic)
+        with frozen(other.params):
+            values = mine(lambda: self._terms(player, x, y), self.it, self.fabric.backward)
+        return {{"total": player, "grad_norm": f"{player}_grad_norm"}.get(k, k): v for k, v in values.items()}
+
+# %% ../nbs/04_train.ipynb #a5802637
+class AdversarialStep(TwoPlayers):
     """One iteration of two players: `k` updates of the critic, each on fresh images, and one of the generator.
 
     An epoch is one pass of the critic over the data. Neither player's loss moves the other; the average is the generator's.
+    The model has `generator`, `critic`, `critic_loss(x, y, *, it)`, `generator_loss(x, y, *, it)`, `sample` and perhaps `constrain()`.
     """
 
     def __init__(
         self,
-        model: nn.Module,  # has `generator`, `critic`, `critic_loss(x, y, *, it)`, `generator_loss(x, y, *, it)`, `sample`; maybe `constrain()`
+        model: nn.Module,
         *,
         lr: float = 2e-4,  # largest learning rate of the generator
         critic_lr: float | None = None,  # of the critic; None: the same
@@ -496,36 +533,7 @@ class AdversarialStep(Step):
         self.ema = EMA(model.generator, ema) if ema else None
         self.generator = Descent(model.generator.parameters(), lr=lr, schedule=schedule, **descent)
         self.critic = Descent(model.critic.parameters(), lr=critic_lr or lr, schedule=critic_schedule, **descent)
-        self._compile = torch.compile if compile else lambda f: f
-        self._losses = {"critic": self._compile(self.critic_terms), "generator": self._compile(self.generator_terms)}
-
-    def critic_terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        "The terms of the critic's loss, means over the batch."
-        with self.fabric.autocast():
-            return _means(self.model.critic_loss(x, y, it=self.it))
-
-    def generator_terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        "The terms of the generator's loss, means over the batch."
-        with self.fabric.autocast():
-            return _means(self.model.generator_loss(x, y, it=self.it))
-
-    def averaged(self, model: nn.Module) -> nn.Module:
-        return model.generator
-
-    def probe(self, model: nn.Module, x: Tensor, y: Tensor) -> None:
-        model.sample(len(x))
-
-    def turn(self, player: str, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
-        "One update of `player`, while the weights of the other one want no gradient."
-        mine, other = (self.critic, self.generator) if player == "critic" else (self.generator, self.critic)
-        for p in other.params:
-            p.requires_grad_(False)
-        try:
-            values = mine(lambda: self._losses[player](x, y), self.it, self.fabric.backward)
-        finally:
-            for p in other.params:
-                p.requires_grad_(True)
-        return {{"total": player, "grad_norm": f"{player}_grad_norm"}.get(k, k): v for k, v in values.items()}
+        self._terms = torch.compile(self.terms) if compile else self.terms
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:  # (k, b, ...) and (k, b)
         if x.dim() not in (3, 5):  # k batches of vectors or of images

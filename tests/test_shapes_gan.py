@@ -68,7 +68,7 @@ REPORTS = {
         [lin(128, 256), LEAKY, lin(256, 512), LEAKY, lin(512, 1024), LEAKY, lin(1024, 784)],
         [lin(784, 1024), LEAKY, D3, lin(1024, 512), LEAKY, D3, lin(512, 256), LEAKY, D3, lin(256, 1)],
     ),
-    # S1, "Part 1: Vanilla GAN": Linear, LeakyReLU(0.2), BatchNorm, four times. The first layer is listed as 100 x 128, the latent size as 128
+    # S1, "Part 1: Vanilla GAN": Linear, LeakyReLU(0.2), BatchNorm, four times. First layer 100 x 128, latent size 128
     **{
         f"S1, z {z}": (
             "fc_s1",
