@@ -16,7 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-# %% ../nbs/00_core.ipynb #22a72e39
+# %% ../nbs/00_core.ipynb #ed69924f
 class GenbookError(ValueError):
     "A mistake in what was asked for: its message is one line that names the argument, what came and what is allowed."
 
@@ -38,7 +38,8 @@ def check_choice(
     "Raise `GenbookError` unless `value` is one of `valid`."
     valid = list(valid)
     if value not in valid:
-        raise GenbookError(f"{name}: {value!r} is not one of {', '.join(map(str, valid))}{nearest(value, valid)}")
+        words = ", ".join(map(str, valid)) if len(valid) <= 20 else f"{len(valid)}, e.g. {', '.join(map(str, valid[:5]))}"
+        raise GenbookError(f"{name}: {value!r} is not one of {words}{nearest(value, valid)}")
     return value
 
 # %% ../nbs/00_core.ipynb #2c353dfb

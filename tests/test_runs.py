@@ -317,7 +317,8 @@ def test_hanging_kernel_meets_the_time_limit(project):
 
 def test_stopping_is_clean_and_a_second_start_goes_on(project):
     args = ("run", "tiny", "-p", "slow", 0.02)
-    process = start(project, *args, start_new_session=True)
+    interruptible = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # whoever started the tests may ignore it
+    process = start(project, *args, start_new_session=True, preexec_fn=interruptible)
     wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
     kernel = newest_kernel(process)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends
