@@ -7,7 +7,7 @@ __all__ = ['CONFIGS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'Norme
            'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'ConditionalTerms', 'Labels', 'Labelled',
            'CGAN']
 
-# %% ../../nbs/32_models.cgan.ipynb #39cc86a8
+# %% ../../nbs/32_models.cgan.ipynb #f0dd59c6
 from math import prod
 from typing import NamedTuple
 
@@ -16,9 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import GenbookError, check_choice
-from .gan import GAN, NETS, Critic, Net, fc_critic, init_normal, stages
+from .gan import GAN, NETS, Critic, Net, fc_critic, stages
 from .wgan import Stabilised
-from ..nn import Tower, check_size, layers, squash
+from ..nn import Tower, check_size, squash
+from ..prob import full_precision
 
 # %% ../../nbs/32_models.cgan.ipynb #9d8e4196
 def feature_matching(
@@ -215,7 +216,7 @@ class Labels(GAN):
         w = self.weights(len(z), y)
         return squash(self.generator(z.to(w.dtype), w), "tanh")
 
-# %% ../../nbs/32_models.cgan.ipynb #e84f03f8
+# %% ../../nbs/32_models.cgan.ipynb #bd4433c2
 class Labelled(Labels):
     "A GAN of images with labels in both networks (Mirza & Osindero 2014)."
 
@@ -227,7 +228,6 @@ class Labelled(Labels):
         conditioning: str = "planes",  # a key of `CONDITIONINGS`: how the critic sees the label
         matching: float = 0.0,  # weight of feature matching
         squared: bool = False,  # match with the squared distance
-        init: float | None = None,  # standard deviation of the first weights; None: torch's own
         **kwargs,  # of `GAN`
     ):
         self.classes, self.conditioning = check_size("classes", classes, 2), check_choice("conditioning", conditioning, CONDITIONINGS)
@@ -235,8 +235,6 @@ class Labelled(Labels):
         super().__init__(image_shape, **kwargs)
         if not 0 <= matching < float("inf"):
             raise GenbookError(f"matching: {matching} is not a weight of at least 0")
-        for m in (m for m in layers(self) if init is not None and not isinstance(m, ClassNorm)):  # which begins as plain batch norm
-            init_normal(m, init)
 
     def networks(self, width: int, dropout: float) -> tuple[nn.Module, Critic]:
         shape, critic = self.image_shape, CONDITIONINGS[self.conditioning](self.net, self.image_shape, self.classes, width, dropout)
@@ -249,16 +247,16 @@ class Labelled(Labels):
         "The critic's features."
         if y is None:
             raise GenbookError("y: None; a conditional model is trained with the labels of its images")
-        return _exact(self.critic.look(self.augment(2 * x - 1), self.weights(len(x), y)))
+        return full_precision(self.critic.look(self.augment(2 * x - 1), self.weights(len(x), y)))
 
     def judge(self, h: Tensor, y: Tensor) -> Tensor:  # features (b, ...) -> (b,), float32 or more
         "The critic's score of features."
-        return _exact(self.critic.judge(h, self.weights(len(h), y)))
+        return full_precision(self.critic.judge(h, self.weights(len(h), y)))
 
     def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         return self.judge(self.look(x, y), y)
 
-# %% ../../nbs/32_models.cgan.ipynb #5f42bb57
+# %% ../../nbs/32_models.cgan.ipynb #96451c3c
 CONDITIONINGS = {
     "planes": lambda net, shape, classes, *a: PlaneCritic(net.critic((shape[0] + 1, *shape[1:]), *a), shape, classes),
     "concat": lambda net, shape, classes, *a: ConcatCritic(*_parts(net, (prod(shape) + classes,), *a)),
@@ -285,10 +283,6 @@ def _tensor(y, device):
         return torch.as_tensor(y, device=device)
     except (TypeError, ValueError, RuntimeError):
         raise GenbookError(f"y: {type(y).__name__} is not a tensor of labels, or one label") from None
-
-
-def _exact(t):
-    return t.to(torch.promote_types(t.dtype, torch.float32))
 
 # %% ../../nbs/32_models.cgan.ipynb #97dfe250
 class CGAN(Stabilised, Labelled):

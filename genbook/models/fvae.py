@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CONFIGS', 'FlowLikelihood', 'FlowHead', 'FVAELoss', 'FlowDecoderVAE', 'FlowDecoderImages', 'FVAE']
 
-# %% ../../nbs/23_models.fvae.ipynb #2add077a
+# %% ../../nbs/23_models.fvae.ipynb #5f7aacc6
 import math
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from ..likelihood import bits_per_dim, iw_bound_from
 from .realnvp import ImageFlow, RealNVP
 from .vae import GaussianVAE
 from ..nn import check_image_shape, check_size, decoder, encoder
-from ..prob import StandardNormal
+from ..prob import StandardNormal, full_precision
 from ..train import kl_schedule
 
 # %% ../../nbs/23_models.fvae.ipynb #83ea6c49
@@ -59,14 +59,14 @@ class FlowLikelihood:
         g = torch.Generator(self.cond.device).manual_seed(0)
         return sum(self.sample(g) for _ in range(self.draws)) / self.draws
 
-# %% ../../nbs/23_models.fvae.ipynb #4dff21ea
+# %% ../../nbs/23_models.fvae.ipynb #57970495
 class FlowHead(RealNVP):
     "From the features of a code to p(x|z): a RealNVP with a condition (Su & Wu 2018)."
 
     out, discrete = None, True  # as of an `ImageHead`: the encoder sees [0, 1], and log_prob is of discrete images
 
     def forward(self, cond: Tensor, generator: torch.Generator | None = None) -> FlowLikelihood:  # (..., cond_channels, h, w)
-        return FlowLikelihood(self, cond.to(torch.promote_types(cond.dtype, torch.float32)), generator)
+        return FlowLikelihood(self, full_precision(cond), generator)
 
     def centre(self, cond: Tensor) -> Tensor:  # (b, cond_channels, h, w) -> (b, c, h, w) in [0, 1]
         "The image at which the base is zero."

@@ -8,7 +8,7 @@ __all__ = ['LOSSES', 'NETS', 'CONFIGS', 'RING', 'Objective', 'cross_entropy', 's
            'Net', 'init_normal', 'Players', 'CriticTerms', 'GeneratorTerms', 'Adversarial', 'GAN', 'PlaneGAN',
            'ring_batches']
 
-# %% ../../nbs/30_models.gan.ipynb #93df12dc
+# %% ../../nbs/30_models.gan.ipynb #d75ee55c
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +23,7 @@ from ..core import GenbookError, check_choice
 from ..data import Mixture
 from .flows import Draws
 from ..nn import Tower, activation, check_image_shape, check_size, squash
-from ..prob import StandardNormal
+from ..prob import StandardNormal, full_precision
 
 # %% ../../nbs/30_models.gan.ipynb #99706a50
 class Objective(NamedTuple):
@@ -198,7 +198,7 @@ NETS = {
     "dcgan_s3_sigmoid": Net(partial(dc_generator, factor=2, bias=True), partial(dc_critic, **_S3, last="sigmoid"), 64),
 }
 
-# %% ../../nbs/30_models.gan.ipynb #d4411d6a
+# %% ../../nbs/30_models.gan.ipynb #0bdda6b6
 @torch.no_grad()
 def init_normal(
     module: nn.Module,  # changed in place
@@ -206,12 +206,12 @@ def init_normal(
 ) -> None:
     "Weights from N(0, std), scales of batch norm from N(1, std), biases 0 (Radford et al. 2016, section 4)."
     for m in module.modules():
-        if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm):
+        if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm) and m.weight is not None:
             nn.init.normal_(m.weight, float(isinstance(m, nn.modules.batchnorm._BatchNorm)), std)
             if m.bias is not None:
                 nn.init.zeros_(m.bias)
 
-# %% ../../nbs/30_models.gan.ipynb #498fda2d
+# %% ../../nbs/30_models.gan.ipynb #2787d8cc
 class Players(nn.Module):
     "A generator and a critic, what goes between them, and samples. Subclasses give `generator` and `critic`."
 
@@ -242,8 +242,7 @@ class Players(nn.Module):
 
     def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (b, ...) -> (b,), float32 or more
         "The critic's score of real or generated examples; a logit for some losses."
-        out = self.critic(self.augment(x))
-        return out.to(torch.promote_types(out.dtype, torch.float32))
+        return full_precision(self.critic(self.augment(x)))
 
     def augment(self, x: Tensor) -> Tensor:
         "What both players do to examples before the critic sees them: nothing."

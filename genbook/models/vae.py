@@ -7,7 +7,7 @@ __all__ = ['SCALES', 'CONFIGS', 'waterfill', 'effective_beta', 'cross_entropy_fl
            'ImageHead', 'LatentModel', 'LatentImages', 'VAELoss', 'elbo_terms', 'iw_terms', 'GaussianVAE', 'VAE',
            'knn_accuracy']
 
-# %% ../../nbs/11_models.vae.ipynb #d590b4c8
+# %% ../../nbs/11_models.vae.ipynb #d0e6afeb
 import math
 from functools import partial
 from typing import NamedTuple
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..core import GenbookError, check_choice
 from ..likelihood import iw_bound_from, log_weights
 from ..nn import check_image_shape, check_size, decoder, encoder, squash
-from ..prob import DiagonalNormal, StandardNormal, kl_to_std, log1mexp, n_params
+from ..prob import DiagonalNormal, StandardNormal, full_precision, kl_to_std, log1mexp, n_params
 from ..prob import likelihood as image_likelihood
 from ..train import kl_schedule
 
@@ -64,7 +64,7 @@ def free_bits_kl(
     "KL with an allowance of `floor` nats for each latent dimension, averaged over the batch (Kingma et al. 2016, equation 15)."
     return torch.where(kl.mean(0) > floor, kl, floor).sum(-1) if floor else kl.sum(-1)
 
-# %% ../../nbs/11_models.vae.ipynb #5ad0daae
+# %% ../../nbs/11_models.vae.ipynb #4510490c
 SCALES = ("fixed", "shared", "channel", "pixel", "decoder")
 
 
@@ -96,7 +96,7 @@ class ImageHead(nn.Module):
         self.discrete = self(torch.zeros(1, self.channels, 1, 1)).discrete  # is it the probability of a discrete image?
 
     def forward(self, raw: Tensor):  # (..., channels, h, w) -> a likelihood of genbook.prob
-        raw, log_scale = raw.to(torch.promote_types(raw.dtype, torch.float32)), self.log_scale
+        raw, log_scale = full_precision(raw), self.log_scale
         if self.scale == "decoder":
             raw, offset = raw.chunk(2, dim=-3)
             log_scale = log_scale + offset
@@ -207,16 +207,14 @@ def iw_terms(
     total = math.log(k) - (logp - beta * kl).logsumexp(0)
     return VAELoss(total, -logp.mean(0), kl.mean(0), beta.to(total.dtype).expand(len(x)))
 
-# %% ../../nbs/11_models.vae.ipynb #1ef4e5dd
+# %% ../../nbs/11_models.vae.ipynb #265c6c8e
 class GaussianVAE(LatentImages):
     "The objective: needs `encoder`, `mu`, `logvar`, `decoder`, `head`, `prior`, `kl_weight`, `free_bits`, `k`."
 
     def posterior(self, x: Tensor) -> DiagonalNormal:  # (b, c, h, w) -> q(z|x), (b, d)
         "The encoder's diagonal Gaussian; a decoder that ends in tanh has an encoder that sees [-1, 1]."
         h = self.encoder(2 * x - 1 if self.head.out == "tanh" else x)
-        mu, logvar = self.mu(h), self.logvar(h)
-        full = torch.promote_types(mu.dtype, torch.float32)
-        return DiagonalNormal(mu.to(full), logvar.to(full))
+        return DiagonalNormal(self.mu(h), self.logvar(h))
 
     def likelihood(self, z: Tensor):  # (..., d) -> p(x|z) with parameters (..., c, h, w)
         "The decoder's distribution of images."
