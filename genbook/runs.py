@@ -187,7 +187,7 @@ def expand(
             )
     return jobs
 
-# %% ../nbs/08_runs.ipynb #e5c40f34
+# %% ../nbs/08_runs.ipynb #5bbb5e6f
 class Run:
     "The record of one execution of a notebook: figures, metrics and, at the end, `result.json`."
 
@@ -198,12 +198,10 @@ class Run:
         self.dir = Path(run_dir).resolve() if run_dir else None
         self.metrics: dict[str, Metric] = {}
         self.resumed: dict[str, int] = {}  # fit -> step it resumed from, written by `train.fit`
+        self.model: dict | None = None  # what `keep` was told
         self._began = time.time()
         if self.dir:
-            self.dir.mkdir(parents=True, exist_ok=True)
-            self._lock = lock(self.dir / ".lock")
-            if self._lock is None:
-                raise GenbookError(f"run: {self.dir} is being written by another kernel")
+            self._lock = _hold(self.dir)
 
     @property
     def logs(self) -> Path | None:
@@ -217,6 +215,12 @@ class Run:
         for name, m in metrics.items():
             check_choice("metric", name.partition("__")[0], METRICS)
             self.metrics[name] = m
+
+    def keep(self, model: Any, name: str, image_shape: tuple[int, int, int], **config: Any) -> None:
+        "Keep the weights of an evaluation model, and what `create_model` takes to build it again: `genbook export` packs both."
+        self.model = {"name": name, "image_shape": list(image_shape), "config": config}
+        if self.dir:
+            write_atomic(self.dir / "model.safetensors", _weights(model))
 
     def figure(self, fig: Any, name: str) -> Any:  # of matplotlib
         "Save a figure into the run's folder and give it back, to be displayed."
@@ -243,7 +247,23 @@ def lock(path: Path):  # an open file that holds the lock, or None
         f.close()
         return None
 
-# %% ../nbs/08_runs.ipynb #3d8a135a
+# %% ../nbs/08_runs.ipynb #84fecd73
+def _hold(folder):
+    "Make the folder of a run and take its lock."
+    folder.mkdir(parents=True, exist_ok=True)
+    held = lock(folder / ".lock")
+    if held is None:
+        raise GenbookError(f"run: {folder} is being written by another kernel")
+    return held
+
+
+def _weights(model):
+    "All parameters and buffers, as the bytes of a safetensors file."
+    from safetensors.torch import save
+
+    return save({k: v.detach().cpu().clone().contiguous() for k, v in model.state_dict().items()})
+
+
 def _digest(data):
     return hashlib.sha256(data).hexdigest()[:16]
 
@@ -301,6 +321,7 @@ def _result(run):
     return {
         "schema": 1,
         **{k: known.get(k) for k in ("experiment", "run_id", "notebook", "notebook_digest", "params")},
+        "model": run.model,
         "metrics": {k: asdict(m) for k, m in run.metrics.items()},
         "resumed_from": max(run.resumed.values(), default=0),
         "commit": _git(),
