@@ -2,7 +2,7 @@
 
 __version__ = "0.1.0"
 
-_LAZY = {"create_model": "zoo", "list_models": "zoo", "register_model": "zoo"}
+_LAZY = dict.fromkeys(("create_model", "from_pretrained", "list_models", "register_model"), "zoo")
 __all__ = list(_LAZY)
 
 
