@@ -562,7 +562,7 @@ def commands_exist(book):
     known = {}
     for name, pattern in (("Makefile", r"(?m)^([a-z]+):"), ("experiments.yaml", r"(?m)^([a-z0-9][\w.-]*):")):
         known[name] = set(re.findall(pattern, (book.root / name).read_text())) if (book.root / name).exists() else set()
-    known["genbook"] = {"list", "run", "results", "report", "data"}
+    known["genbook"] = {"list", "run", "results", "report", "data", "export"}
     typed = {
         "Makefile": r"`?\bmake ([a-z]+)\b(?=`|\s+#|\n)",
         "experiments.yaml": r"genbook (?:run|results) ([a-z][\w.-]*)",
