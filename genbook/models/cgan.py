@@ -7,7 +7,7 @@ __all__ = ['CONFIGS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'Norme
            'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'ConditionalTerms', 'Labels', 'Labelled',
            'CGAN']
 
-# %% ../../nbs/32_models.cgan.ipynb #f0dd59c6
+# %% ../../nbs/32_models.cgan.ipynb #0ca79668
 from math import prod
 from typing import NamedTuple
 
@@ -20,15 +20,16 @@ from .gan import GAN, NETS, Critic, Net, fc_critic, stages
 from .wgan import Stabilised
 from ..nn import Tower, check_size, squash
 from ..prob import full_precision
+from ..train import batch_mean
 
-# %% ../../nbs/32_models.cgan.ipynb #9d8e4196
+# %% ../../nbs/32_models.cgan.ipynb #8574039a
 def feature_matching(
     real: Tensor,  # features of real images, (n, ...)
     fake: Tensor,  # features of generated images, (m, ...)
     squared: bool = False,  # as in the paper; S1 writes no square
 ) -> Tensor:  # a scalar
     "Distance of the mean features of two batches (Salimans et al. 2016, section 3.1)."
-    gap = fake.flatten(1).mean(0) - real.flatten(1).mean(0)
+    gap = batch_mean(fake.flatten(1)) - batch_mean(real.flatten(1))
     return gap.square().sum() if squared else torch.linalg.vector_norm(gap)
 
 # %% ../../nbs/32_models.cgan.ipynb #1dbc3598

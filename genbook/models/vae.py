@@ -7,7 +7,7 @@ __all__ = ['SCALES', 'CONFIGS', 'waterfill', 'effective_beta', 'cross_entropy_fl
            'ImageHead', 'LatentModel', 'LatentImages', 'VAELoss', 'elbo_terms', 'iw_terms', 'GaussianVAE', 'VAE',
            'knn_accuracy']
 
-# %% ../../nbs/11_models.vae.ipynb #d0e6afeb
+# %% ../../nbs/11_models.vae.ipynb #e67e4ace
 import math
 from functools import partial
 from typing import NamedTuple
@@ -20,7 +20,7 @@ from ..likelihood import iw_bound_from, log_weights
 from ..nn import check_image_shape, check_size, decoder, encoder, squash
 from ..prob import DiagonalNormal, StandardNormal, full_precision, kl_to_std, log1mexp, n_params
 from ..prob import likelihood as image_likelihood
-from ..train import kl_schedule
+from ..train import batch_mean, kl_schedule
 
 # %% ../../nbs/11_models.vae.ipynb #4f975945
 def waterfill(
@@ -56,13 +56,13 @@ def cross_entropy_log_norm(
     log_z = log1mexp(a * levels / (levels - 1)) - log1mexp(a / (levels - 1)) - (-a).exp().log1p()
     return log_z.flatten(-3).sum(-1)
 
-# %% ../../nbs/11_models.vae.ipynb #2515ec42
+# %% ../../nbs/11_models.vae.ipynb #98210c87
 def free_bits_kl(
     kl: Tensor,  # divergence of each dimension, nats, (b, d)
     floor: float,  # lambda, nats per dimension
 ) -> Tensor:  # nats, (b,)
     "KL with an allowance of `floor` nats for each latent dimension, averaged over the batch (Kingma et al. 2016, equation 15)."
-    return torch.where(kl.mean(0) > floor, kl, floor).sum(-1) if floor else kl.sum(-1)
+    return torch.where(batch_mean(kl) > floor, kl, floor).sum(-1) if floor else kl.sum(-1)
 
 # %% ../../nbs/11_models.vae.ipynb #4510490c
 SCALES = ("fixed", "shared", "channel", "pixel", "decoder")

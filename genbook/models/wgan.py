@@ -8,7 +8,7 @@ __all__ = ['AUGMENTATIONS', 'PENALTIES', 'CONFIGS', 'wasserstein', 'wasserstein_
            'spectrally_normed', 'color', 'translation', 'cutout', 'diff_augment', 'Residual', 'res_generator',
            'SumPool', 'res_critic', 'Stabilised', 'WGAN', 'PlaneWGAN']
 
-# %% ../../nbs/31_models.wgan.ipynb #8dc30b07
+# %% ../../nbs/31_models.wgan.ipynb #b225e4c3
 from collections.abc import Callable
 from functools import partial
 from math import prod
@@ -21,6 +21,7 @@ from torch.nn.utils import parametrizations, parametrize
 from ..core import GenbookError, check_choice
 from .gan import GAN, LOSSES, NETS, Adversarial, Critic, Net, Objective, PlaneGAN, dc_critic, dc_generator, stages
 from ..nn import Tower
+from ..train import batch_mean
 
 # %% ../../nbs/31_models.wgan.ipynb #c1d97e4a
 def wasserstein(
@@ -46,7 +47,7 @@ def hinge(
     "max(0, 1 - D(x)) + max(0, 1 + D(G(z))): scores beyond the margin count no more (Miyato et al. 2018, equation 16)."
     return F.relu(1 - real) + F.relu(1 + fake)
 
-# %% ../../nbs/31_models.wgan.ipynb #d99fcc4f
+# %% ../../nbs/31_models.wgan.ipynb #ada58bfa
 def relativistic(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
@@ -60,7 +61,7 @@ def relativistic_average(
     fake: Tensor,  # scores of generated images, (b,)
 ) -> Tensor:  # nats, (b,)
     "Each score against the mean of the other side's, by cross-entropy (Jolicoeur-Martineau 2019, equation 8)."
-    return F.softplus(fake.mean() - real) + F.softplus(fake - real.mean())
+    return F.softplus(batch_mean(fake) - real) + F.softplus(fake - batch_mean(real))
 
 
 def relativistic_least_squares(
@@ -68,7 +69,7 @@ def relativistic_least_squares(
     fake: Tensor,  # scores of generated images, (b,)
 ) -> Tensor:  # (b,)
     "Each score against the mean of the other side's, squared distances to 1 and -1: RaLSGAN (Jolicoeur-Martineau 2019, appendix)."
-    return (real - fake.mean() - 1) ** 2 + (fake - real.mean() + 1) ** 2
+    return (real - batch_mean(fake) - 1) ** 2 + (fake - batch_mean(real) + 1) ** 2
 
 
 LOSSES.update(
