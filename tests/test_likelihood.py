@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from genbook.core import GenbookError
-from genbook.likelihood import elbo, evaluate, iw_bound_from, iw_nll, log_aggregate, log_weights
-from genbook.prob import LIKELIHOODS, DiagonalNormal, StandardNormal, likelihood, n_params
+from genbook.likelihood import ais_gap, ais_nll, elbo, evaluate, iw_bound_from, iw_nll, likelihood_table, log_aggregate, log_weights
+from genbook.prob import LIKELIHOODS, DiagonalNormal, Gaussian, StandardNormal, likelihood, n_params
 
 
 class Tiny(nn.Module):
@@ -205,3 +205,75 @@ def test_a_split_that_is_binarised_anew_gives_the_same_result(model):
     first = values(evaluate(model, split, k=5))
     torch.rand(3)
     assert values(evaluate(model, split, k=5)) == first
+
+
+class LinearGaussian(nn.Module):
+    "Probabilistic PCA in float64, whose evidence is a normal density; no encoder."
+
+    def __init__(self):
+        super().__init__()
+        self.W = torch.randn(6, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+        self.prior = StandardNormal(2)
+
+    def likelihood(self, z):
+        return Gaussian((z @ self.W.T).unflatten(-1, (1, 2, 3)), math.log(0.7))
+
+    def log_evidence(self, x):
+        cov = self.W @ self.W.T + 0.49 * torch.eye(6, dtype=torch.float64)
+        return torch.distributions.MultivariateNormal(torch.zeros(6, dtype=torch.float64), cov).log_prob(x.flatten(1))
+
+
+def test_annealing_finds_the_exact_evidence_without_an_encoder():
+    model, gen = LinearGaussian(), torch.Generator().manual_seed(0)
+    x = (model.likelihood(torch.randn(30, 2, dtype=torch.float64, generator=gen)).loc).clamp(0, 1)
+    truth = -model.log_evidence(x).mean().item()
+    rough, fine = (ais_nll(model, x, chains=64, steps=steps, leapfrog=4) for steps in (4, 200))
+    assert fine.value == pytest.approx(truth, abs=0.015) and abs(rough.value - truth) > 2 * abs(fine.value - truth)
+    assert fine.n == 30 and "64 chains, 200 temperatures" in fine.estimator and fine.estimator.endswith("density")
+    assert fine.se == pytest.approx(model.log_evidence(x).std().item() / 30**0.5, rel=0.05)
+
+
+def test_annealing_agrees_with_importance_sampling_and_leaves_no_trace(model):
+    before = torch.get_rng_state()
+    annealed = ais_nll(model.train(), images(50), chains=16, steps=30, leapfrog=5)
+    assert torch.equal(torch.get_rng_state(), before) and model.training and all(p.grad is None for p in model.parameters())
+    assert annealed == ais_nll(model, images(50), chains=16, steps=30, leapfrog=5)
+    assert annealed.value == pytest.approx(iw_nll(model, images(50), 5000).value, abs=0.03)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "discretized_logistic", "categorical"])
+def test_the_gap_of_two_way_annealing_closes(name):
+    torch.manual_seed(0)
+    model = Tiny(name, 2 if name == "bernoulli" else 17)
+    model.decoder.weight.data *= 4  # so that the posterior is far from the prior
+    rough, fine = (ais_gap(model, 40, chains=4, steps=steps, leapfrog=4) for steps in (2, 40))
+    assert rough.value > 3 * fine.value > -3 * fine.se and rough.value > 3 * rough.se
+    assert fine.split == "samples" and fine.n == 40
+
+
+def test_what_annealing_cannot_do():
+    class Noisy(Tiny):
+        def likelihood(self, z):
+            p = super().likelihood(z)
+            return SimpleNamespace(log_prob=lambda x: p.log_prob(x) + torch.rand(len(x)), discrete=True)
+
+    with pytest.raises(GenbookError, match="model: PlainAutoencoder has no `likelihood`"):
+        ais_nll(PlainAutoencoder(), images(5))
+    with pytest.raises(GenbookError, match="an estimate with noise"):
+        ais_nll(Noisy(), images(5), chains=2, steps=2)
+    with pytest.raises(GenbookError, match="density"):
+        ais_gap(Tiny("gaussian", 256), 5, chains=2, steps=2)
+    for bad in ({"chains": 0}, {"steps": 1.5}, {"leapfrog": -1}, {"n": 999}):
+        with pytest.raises(GenbookError, match=next(iter(bad))):
+            ais_nll(Tiny(), images(), **bad)
+
+
+def test_the_table_says_what_may_be_compared(model):
+    measured = {"vae": evaluate(model, images(60), k=20), "ae": evaluate(PlainAutoencoder(), images(60))}
+    measured["density"] = evaluate(Tiny("gaussian", 256), images(60, 256), k=3)
+    table = likelihood_table(measured, (1, 4, 4), 2)
+    assert [(r["model"], r["estimate"]) for r in table] == [(m, e) for m in ("vae", "density") for e in ("elbo", "iw_nll")]
+    assert [r["of"] for r in table] == ["probability, 2 levels"] * 2 + ["density: not comparable"] * 2
+    assert [r["bits/dim"] is None for r in table] == [False] * 2 + [True] * 2
+    assert table[0]["nats"] == -measured["vae"]["elbo"].value and table[0]["nats"] > table[1]["nats"]
+    assert table[1]["ess"] == measured["vae"]["ess"].value and table[1]["se"] == measured["vae"]["iw_nll"].se
