@@ -149,18 +149,19 @@ def _overrides(pairs):
 
     return {k: value(v) for k, v in pairs}
 
-# %% ../nbs/81_cli.ipynb #6f7d27c8
+# %% ../nbs/81_cli.ipynb #92eea325
 @cli.command()
 @click.argument("names", nargs=-1, required=True, metavar="NAME...")
 @click.option("-p", "--param", "params", nargs=2, multiple=True, metavar="KEY VALUE", help="Set a parameter, as papermill does.")
 @click.option("--seeds", help="Seeds instead of the experiment's own, e.g. 0,1,2.")
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder of all runs.  [default: runs/]")
 @click.option("--workers", type=click.IntRange(1), help="Runs at a time.  [default: one per core]")
+@click.option("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on a CPU, for each run.  [default: 1]")
 @click.option("--cluster", metavar="tcp://HOST:PORT", help="Run on the workers of this Dask scheduler.")
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop a run that takes longer.")
 @click.option("--retry-failed", is_flag=True, help="Only those whose last start failed.")
 @click.option("--force", is_flag=True, help="Repeat runs that are done.")
-def run(names, params, seeds, folder, workers, cluster, time_limit, retry_failed, force):
+def run(names, params, seeds, folder, workers, devices, cluster, time_limit, retry_failed, force):
     """Run experiments; those that are done are skipped, those that were stopped go on.
 
     \b
@@ -168,6 +169,7 @@ def run(names, params, seeds, folder, workers, cluster, time_limit, retry_failed
     genbook run vae-mlp-mnist -p zdim 20 -p epochs 10
     genbook run ae-latent-mnist --workers 2
     genbook run ae-latent-mnist --cluster tcp://127.0.0.1:8786
+    genbook run realnvp-mnist --devices 4
     """
     try:
         seeds = [int(s) for s in seeds.split(",")] if seeds else None
@@ -179,8 +181,11 @@ def run(names, params, seeds, folder, workers, cluster, time_limit, retry_failed
     if retry_failed:
         jobs = [j for j in jobs if runs.has_failed(folder / j.experiment / j.id)]
     limit = time_limit and 60 * time_limit
+    if cluster and devices != 1:
+        raise GenbookError(f"--devices: {devices} with --cluster; allowed: 1, since a cluster's worker makes a run on one device")
     with runs.cluster(cluster) if cluster else nullcontext() as executor, _Progress(jobs, folder) as progress:
-        outcomes = runs.run_jobs(jobs, folder, workers=workers, force=force, limit=limit, executor=executor, report=progress)
+        kwargs = {"workers": workers, "devices": devices, "force": force, "limit": limit}
+        outcomes = runs.run_jobs(jobs, folder, executor=executor, report=progress, **kwargs)
     if not outcomes:
         click.echo("nothing to do: no run has failed")
     for o in outcomes:

@@ -110,7 +110,7 @@ def device(
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return dev
 
-# %% ../nbs/00_core.ipynb #ac3a004b
+# %% ../nbs/00_core.ipynb #08ecd6ac
 METRICS = {  # name: (unit, better, meaning)
     "elbo": ("nats", "higher", "evidence lower bound, mean over images"),
     "iw_nll": ("nats", "lower", "importance-weighted bound of -log p(x) with k samples"),
@@ -143,6 +143,7 @@ METRICS = {  # name: (unit, better, meaning)
     "similar_pairs": ("", "lower", "share of pairs of samples with a cosine similarity above 0.9"),
     "support": ("images", "higher", "birthday-paradox estimate of how many different images the samples are drawn from"),
     "copies": ("", "lower", "share of samples nearer to a training image than 99 % of held-out images are"),
+    "copies_p": ("", "", "probability of so many samples that near to training images, had they been held-out images"),
     "label_accuracy": ("", "higher", "share of conditional samples that the classifier assigns to their class"),
     "modes": ("modes", "higher", "modes that the samples reach"),
     "high_quality": ("", "higher", "share of samples within three standard deviations of a mode"),

@@ -7,7 +7,7 @@ __all__ = ['LIVES', 'Parameter', 'notebook_path', 'parameters', 'Experiment', 'l
            'expand', 'Run', 'lock', 'Outcome', 'runs_root', 'has_failed', 'is_done', 'run_jobs', 'cluster',
            'progress_of', 'is_stale', 'load', 'save', 'summary']
 
-# %% ../nbs/08_runs.ipynb #1587ea45
+# %% ../nbs/08_runs.ipynb #1d5680f7
 import ast
 import fcntl
 import hashlib
@@ -16,20 +16,23 @@ import json
 import os
 import re
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from multiprocessing import get_context
+from functools import partial
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from .core import GenbookError, Metric, check_choice, nearest, project_root, write_atomic
+from .core import GenbookError, Metric, check_choice, nearest, process_rank, project_root, write_atomic
 
 # %% ../nbs/08_runs.ipynb #9d14df94
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def expand(
             )
     return jobs
 
-# %% ../nbs/08_runs.ipynb #5bbb5e6f
+# %% ../nbs/08_runs.ipynb #e89c2b28
 class Run:
     "The record of one execution of a notebook: figures, metrics and, at the end, `result.json`."
 
@@ -195,7 +198,7 @@ class Run:
         self,
         run_dir: str | os.PathLike | None = None,  # folder of the run; None: nothing is written
     ):
-        self.dir = Path(run_dir).resolve() if run_dir else None
+        self.dir = Path(run_dir).resolve() if run_dir and process_rank()[0] == 0 else None
         self.metrics: dict[str, Metric] = {}
         self.resumed: dict[str, int] = {}  # fit -> step it resumed from, written by `train.fit`
         self.model: dict | None = None  # what `keep` was told
@@ -247,7 +250,7 @@ def lock(path: Path):  # an open file that holds the lock, or None
         f.close()
         return None
 
-# %% ../nbs/08_runs.ipynb #84fecd73
+# %% ../nbs/08_runs.ipynb #afa9a00b
 def _hold(folder):
     "Make the folder of a run and take its lock."
     folder.mkdir(parents=True, exist_ok=True)
@@ -309,7 +312,8 @@ def _device_name():
     import torch
 
     used_cuda, n = torch.cuda.is_available() and torch.cuda.is_initialized(), torch.get_num_threads()
-    return torch.cuda.get_device_name() if used_cuda else f"CPU ({platform.machine()}), {n} thread{'s' * (n > 1)}"
+    name = torch.cuda.get_device_name() if used_cuda else f"CPU ({platform.machine()}), {n} thread{'s' * (n > 1)}"
+    return name if process_rank()[1] == 1 else f"{process_rank()[1]} x {name}"
 
 
 def _result(run):
@@ -367,8 +371,8 @@ def is_done(folder: Path) -> bool:
     "Whether the run in `folder` has a whole result."
     return _read(folder / "status.json").get("state") == "done" and bool(_read(folder / "result.json").get("metrics") is not None)
 
-# %% ../nbs/08_runs.ipynb #b5e7f036
-def execute(job: Job, runs: Path, threads: int, force: bool = False, root: Path | None = None, limit: float | None = None) -> Outcome:
+# %% ../nbs/08_runs.ipynb #359cbec8
+def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None = None, limit: float | None = None, devices=1) -> Outcome:
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
     folder.mkdir(parents=True, exist_ok=True)
@@ -389,7 +393,8 @@ def execute(job: Job, runs: Path, threads: int, force: bool = False, root: Path 
         try:
             write_atomic(folder / "params.json", json.dumps(about | {"params": job.params}, indent=1) + "\n")
             write_atomic(folder / "status.json", json.dumps(status) + "\n")
-            error = _papermill(source, folder, job.params, threads, runs, limit)
+            run = _papermill if devices == 1 else partial(_launch, devices)
+            error = run(source, folder, job.params, threads, runs, limit)
             if not error and not (folder / "result.json").exists():
                 error = "the notebook ended without run.finish()"
             state = "failed" if error else "done"
@@ -439,7 +444,45 @@ def _papermill(source, folder, params, threads, runs, limit):
     except Exception as e:  # a dead kernel, a full disk
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
-# %% ../nbs/08_runs.ipynb #afc46d0d
+# %% ../nbs/08_runs.ipynb #5e919b2c
+def _launch(devices, *args):
+    "The same as `_papermill`, once for each device."
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    loopback = "lo0" if sys.platform == "darwin" else "lo"
+    os.environ.update({"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": loopback, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
+    with tempfile.TemporaryDirectory(prefix="genbook-") as meet:
+        os.environ["GENBOOK_MEET"] = f"file://{meet}/processes"
+        where = {
+            "rdzv_backend": "c10d",
+            "rdzv_endpoint": f"{meet}/agent",
+            "rdzv_configs": {"store_type": "file"},
+            "local_addr": "127.0.0.1",
+        }
+        try:
+            elastic_launch(LaunchConfig(1, 1, devices, run_id="genbook", max_restarts=0, **where), _rank)(meet, *args)
+            return ""
+        except ChildFailedError as e:
+            errors = sorted(Path(meet).glob("error-*"), key=lambda p: p.stat().st_mtime)
+            return errors[0].read_text() if errors else f"process {e.get_first_failure()[0]} of {devices} died"
+        finally:
+            for s, handler in handlers.items():  # the agent leaves its own
+                signal.signal(s, handler)
+
+
+def _rank(meet, source, folder, *args):
+    "One of the processes: rank 0 writes into the run's folder."
+    _follow_parent()
+    rank, _ = process_rank()
+    aside = Path(meet, f"notebook-{rank}")
+    aside.mkdir()
+    if error := _papermill(source, aside if rank else folder, *args):
+        Path(meet, f"error-{rank}").write_text(error)
+        sys.exit(1)
+
+# %% ../nbs/08_runs.ipynb #c466203f
 LIVES = 3  # workers that a run may see die
 
 
@@ -450,6 +493,7 @@ def run_jobs(
     workers: int | None = None,  # processes at a time
     force: bool = False,  # repeat what is done
     limit: float | None = None,  # seconds that a run may take
+    devices: int = 1,  # on which each run is made
     executor: Executor | None = None,  # where to submit, instead of local processes
     report: Callable[[dict, list], None] = lambda outcomes, running: None,  # called as things change, and twice a second
     root: Path | None = None,
@@ -457,12 +501,14 @@ def run_jobs(
     "Make all runs; one that fails does not stop the others."
     runs = Path(runs) if runs else runs_root()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    workers = max(1, min(workers or cores, len(jobs)))
-    threads = max(1, min(cores // workers, int(os.environ.get("OMP_NUM_THREADS") or cores)))
+    groups = _groups(devices, _gpus() if any(j.params.get("device") != "cpu" for j in jobs) and not executor else [])
+    workers = max(1, min(workers or len(groups) or cores // devices, len(jobs)))
+    threads = max(1, min(cores // (workers * devices), int(os.environ.get("OMP_NUM_THREADS") or cores)))
     outcomes, deaths = {}, dict.fromkeys(range(len(jobs)), 0)
     while len(outcomes) < len(jobs):
-        pool = executor or ProcessPoolExecutor(workers, mp_context=get_context("spawn"))
-        futures = {pool.submit(execute, job, runs, threads, force, root, limit): i for i, job in enumerate(jobs) if i not in outcomes}
+        pool = executor or _pool(workers, groups)
+        todo = {i: job for i, job in enumerate(jobs) if i not in outcomes}
+        futures = {pool.submit(execute, job, runs, threads, force, root, limit, devices): i for i, job in todo.items()}
         try:
             _collect(futures, jobs, runs, outcomes, deaths, report)
         except KeyboardInterrupt:
@@ -475,7 +521,50 @@ def run_jobs(
         force = False  # what died goes on
     return [outcomes[i] for i in range(len(jobs))]
 
-# %% ../nbs/08_runs.ipynb #0ca5adef
+# %% ../nbs/08_runs.ipynb #2546fbe9
+def _gpus():
+    "The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; torch is asked only where there seem to be any."
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        return []
+    import torch
+
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def _groups(devices, gpus):
+    "GPUs in groups of `devices`; none without GPUs."
+    if devices < 1 or gpus and devices > len(gpus):
+        there = f"there {'is 1 GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'}" if gpus else "1 or more are allowed"
+        raise GenbookError(f"devices: {devices}, but {there}")
+    return [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
+
+
+def _pool(workers, groups):
+    "Local processes, each with a group of GPUs of its own as far as there are enough."
+    context = get_context("spawn")
+    shares = context.SimpleQueue()
+    for i in range(workers):
+        shares.put(groups[i % len(groups)] if groups else None)
+    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shares,))
+
+
+def _begin(shares):
+    "The first thing that a worker does."
+    _follow_parent()
+    share = shares.get()
+    if share is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = share
+
+
+def _follow_parent():
+    "End this process, and so its kernel, when the process that started it is gone; what has a checkpoint goes on from there."
+    parent = parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
 def _collect(futures, jobs, runs, outcomes, deaths, report):
     "Wait for all futures; jobs whose worker died are left without an outcome while they have lives."
     todo, lost = set(futures), {}
