@@ -8,9 +8,9 @@ __all__ = ['ClassifierNet', 'Classifier', 'content_hash', 'cache_root', 'cached'
            'frechet_bias', 'Extrapolation', 'frechet_curve', 'mmd', 'kid', 'precision_recall', 'density_coverage',
            'similar_pairs', 'class_histogram', 'class_kl', 'modes_covered', 'Birthday', 'birthday', 'same_threshold',
            'Collapse', 'collapse', 'Memorisation', 'memorisation', 'inception_path', 'fetch_inception',
-           'inception_features', 'fid']
+           'inception_features', 'fid', 'draw', 'frechet_draws', 'protocol', 'cost']
 
-# %% ../nbs/06_fidelity.ipynb #8d6a4936
+# %% ../nbs/06_fidelity.ipynb #81eeb5af
 import functools
 import hashlib
 import io
@@ -20,10 +20,12 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +41,7 @@ from .core import GenbookError, Metric, metric, project_root, write_atomic
 from .core import device as find_device
 from .data import Batches, DataSet, Images
 from .nn import check_image_shape, check_size, n_parameters
-from .train import LossStep, fit, one_cycle, preserved_rng
+from .train import History, LossStep, fit, one_cycle, preserved_rng
 
 # %% ../nbs/06_fidelity.ipynb #c7746b9f
 class _Loss(NamedTuple):
@@ -814,7 +816,7 @@ def inception_features(
 
     return cached(f"inception-{key}-{content_hash(u)}", make) if cache else make()
 
-# %% ../nbs/06_fidelity.ipynb #7a906446
+# %% ../nbs/06_fidelity.ipynb #8fc7fabc
 def fid(
     samples: Images | Tensor,  # (n, c, h, w), uint8 or in [0, 1]
     real: Images | Tensor,  # (m, c, h, w), whose features are cached
@@ -826,13 +828,20 @@ def fid(
     subset_size: int = 1000,  # of the kernel distance; fewer where there are fewer images
     neighbours: int = 10_000,  # first images of each set for precision, recall, density and coverage
     seed: int = 0,
-) -> dict[str, Metric]:  # fid, kid, precision, recall, density, coverage; inception_score where the weights allow it
-    "What Inception's features say. Print the same of real images beside it, and never put it beside a Fréchet classifier distance."
+) -> dict[str, Metric]:  # fid (of many images also of the first 1,000, and of infinitely many), kid, precision, recall, density, coverage
+    """What Inception's features say. Print the same of real images beside it, and never put it beside a Fréchet classifier distance.
+
+    Where the weights have a last layer, the Inception score, too."""
     made = inception_features(samples, device=device, batch_size=batch_size)
     known = inception_features(real, device=device, batch_size=batch_size, cache=True)
     a, b = (t["2048"].to(find_device(device)) for t in (made, known))
     note = f"n={len(a)} against {len(b)}, Inception {_network(device)[1]}"
     out = {"fid": metric("fid", frechet_distance(a, b), n=len(a), split=split, estimator=note)}
+    if min(len(a), len(b)) > 1000:  # the protocol of many a report, S4's among them
+        few = f"n=1000 against 1000, Inception {_network(device)[1]}"
+        out["fid__n1000"] = metric("fid", frechet_distance(a[:1000], b[:1000]), n=1000, split=split, estimator=few)
+    if len(a) >= 3 * a.shape[1]:
+        out["fid__infinity"] = metric("fid", frechet_curve(a, b, draws=1).infinity, split=split, estimator=f"line in 1/n, {note}")
     out["kid"] = kid(a, b, subsets, min(subset_size, len(a), len(b)), seed=seed, split=split)
     few = a[:neighbours], b[:neighbours]
     out["precision"], out["recall"] = precision_recall(*few, split=split)
@@ -844,3 +853,123 @@ def fid(
         about = dict(se=score["inception_score_std"] / 10**0.5, n=len(a), split="samples", estimator="10 parts")
         out["inception_score"] = metric("inception_score", score["inception_score_mean"], **about)
     return out
+
+# %% ../nbs/06_fidelity.ipynb #040ec0a2
+def draw(
+    model: nn.Module,  # with `sample(n, generator=...)`
+    n: int,  # number of samples
+    seed: int = 0,  # of the generator
+    **how,  # for `model.sample`, e.g. temperature=0.7
+) -> Tensor:  # (n, c, h, w) in [0, 1], on the CPU
+    "Samples of a model from one generator, 500 at a time."
+    generator = torch.Generator(next(model.parameters()).device).manual_seed(seed)
+    with torch.no_grad():
+        parts = [model.sample(len(part), generator=generator, **how) for part in torch.arange(check_size("n", n)).split(500)]
+    return torch.cat([part.float().clamp(0, 1).cpu() for part in parts])
+
+
+def frechet_draws(
+    model: nn.Module,  # with `sample`
+    real: Images | Tensor,  # real images, or their features (m, f)
+    classifier: Classifier,  # of the same data
+    n: int,  # samples in a draw
+    *,
+    draws: int = 3,  # each with samples of its own
+    seed: int = 0,  # of the first; the others follow
+    split: str = "test",  # what `real` is
+    **how,  # for `model.sample`
+) -> Metric:
+    "Fréchet classifier distance, mean and standard error over draws; the error holds neither other trainings nor other test images."
+    made = (draw(model, n, seed + i, **how) for i in range(check_size("draws", draws)))
+    each = [frechet_classifier(x, real, classifier, split=split) for x in made]
+    values = torch.tensor([m.value for m in each]).double()
+    se = (values.std() / draws**0.5).item() if draws > 1 else None
+    return metric("frechet_classifier", values.mean(), se=se, n=n, split=split, estimator=f"{each[0].estimator}, {draws} draws")
+
+# %% ../nbs/06_fidelity.ipynb #54e04a38
+def protocol(
+    model: nn.Module,  # with `sample`, in evaluation mode
+    ds: DataSet,  # what it was trained on
+    *,
+    n: int | None = None,  # samples; None: as many as test images
+    draws: int = 3,  # of the Fréchet classifier distance
+    fid_n: int = 0,  # samples for Inception, whose weights are needed then; 0: none
+    seed: int = 0,  # of the samples
+    device: str = "auto",  # of classifier and Inception, as for `core.device`
+    **how,  # for `model.sample`
+) -> tuple[Tensor, dict[str, Metric]]:  # the n samples of the first draw, (n, c, h, w) on the CPU; every metric that applies
+    "Measure a sampler: the same for all families."
+    n = min(n or len(ds.test), len(ds.test), len(ds.train))
+    draw(model, 2, **how)  # what the first call costs is not the model's
+    began = time.perf_counter()
+    samples = draw(model, n, seed, **how)
+    speed = metric("sample_images_per_s", n / (time.perf_counter() - began), n=n, split="samples", estimator="500 at a time")
+    judge = classifier(ds, device=device) if len(ds.classes) > 1 else None
+    out = {"sample_images_per_s": speed} | _copied(samples[:1000], ds, judge)
+    if judge is not None:
+        real, seen = judge.features(ds.test), _features_of(ds.train, n, seed, judge)
+        out["frechet_classifier"] = frechet_draws(model, real, judge, n, draws=draws, seed=seed, **how)
+        out["frechet_classifier__floor"] = frechet_floor(ds.train, real, judge, n, draws=max(draws, 3), seed=seed)
+        out |= _varied(samples, ds, judge, seed)
+        for suffix, features in {"": judge.features(samples), "__real": seen}.items():
+            found = (*precision_recall(features, real), *density_coverage(features, real))
+            out |= {f"{k}{suffix}": m for k, m in zip(("precision", "recall", "density", "coverage"), found, strict=True)}
+    if fid_n:
+        for floor, images in {"": draw(model, fid_n, seed, **how), "floor": ds.test}.items():
+            for name, m in fid(images, ds.train, device=device, seed=seed).items():
+                kind, _, variant = name.partition("__")  # precision and the like have namesakes among the classifier's
+                words = [variant, "inception" * (kind not in ("fid", "kid", "inception_score")), floor]
+                out["__".join(filter(None, [kind, "_".join(filter(None, words))]))] = m
+    return samples, out
+
+# %% ../nbs/06_fidelity.ipynb #10606e46
+def _features_of(images: Images, n: int, seed: int, judge: Classifier) -> Tensor:
+    "Features of n of the images."
+    features = judge.features(images)
+    return features[_draws(len(features), n, 1, seed)[0].to(features.device)]
+
+
+def _copied(samples: Tensor, ds: DataSet, judge: Classifier | None) -> dict[str, Metric]:
+    "Share of copies and how likely it is by chance, in pixels and features."
+    out = {}
+    for space, m in memorisation(samples, ds.train, ds.test, judge, levels=ds.levels).items():
+        suffix = "" if space == "pixels" else f"__{space}"
+        about = f"{space}, n={len(samples)}, nearest of {len(ds.train)} training images, against {len(m.held_out)} held-out ones"
+        out[f"copies{suffix}"] = replace(m.copies, estimator=about)
+        same = f"identical: {m.identical} samples, {m.held_out_identical} held-out images"
+        out[f"copies_p{suffix}"] = metric("copies_p", m.p, n=len(samples), split="samples", estimator=same)
+    return out
+
+
+def _varied(samples: Tensor, ds: DataSet, judge: Classifier, seed: int) -> dict[str, Metric]:
+    "Classes, similar pairs and support of samples and of as many training images."
+    found, n = collapse(samples, ds.train, judge, seed=seed), len(samples)
+    about = dict(n=n, split="samples")
+    names = {
+        "class_kl": "class KL",
+        "similar_pairs": "similar pairs, mean-removed pixels",
+        "similar_pairs__features": "similar pairs, features",
+    }
+    notes = {"class_kl": f"to uniform, classifier {judge.hash}", "similar_pairs": "unordered pairs, pixels less their mean"}
+    out = {}
+    for name, key in names.items():
+        kind, _, space = name.partition("__")
+        note = notes.get(name, "unordered pairs, classifier features")
+        out[name] = metric(kind, found[key].samples, estimator=note, **about)
+        out[f"{kind}__real{'_' * bool(space)}{space}"] = metric(kind, found[key].real, n=n, split="train", estimator=note)
+    same = same_threshold(judge.features(ds.train)[:4000])
+    for suffix, x in {"": judge.features(samples), "__real": _features_of(ds.train, n, seed, judge)}.items():
+        least, split = birthday(x, same).at_least, "train" if suffix else "samples"
+        out[f"support{suffix}"] = metric("support", least, n=n, split=split, estimator="95 % lower bound by the birthday paradox")
+    return out
+
+# %% ../nbs/06_fidelity.ipynb #941e2670
+def cost(
+    model: nn.Module,  # what was trained: for adversarial models both players
+    history: History,  # of its training
+    images: int,  # training images that one step sees
+) -> dict[str, Metric]:
+    "Parameters, minutes of training, images seen and images per second."
+    seen, seconds = history.rows[-1]["step"] * images, max(history.seconds, 1e-9)
+    out = {"parameters": n_parameters(model), "train_minutes": seconds / 60, "images_seen": seen, "train_images_per_s": seen / seconds}
+    return {name: metric(name, value, split="train") for name, value in out.items()}
