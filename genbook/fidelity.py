@@ -598,7 +598,7 @@ def collapse(
     out["support, features"] = Collapse(*(birthday(t, same).support for t in spaces["features"]))
     return out
 
-# %% ../nbs/06_fidelity.ipynb #eef0072a
+# %% ../nbs/06_fidelity.ipynb #b937c36c
 class Memorisation(NamedTuple):
     "Nearest training images of samples, against those of held-out images."
 
@@ -612,11 +612,16 @@ class Memorisation(NamedTuple):
     nearest: Tensor  # index of the nearest training image, (n,)
 
     @property
-    def flagged(self) -> bool:
-        "Are there more close or identical samples than chance explains, had they been drawn as the held-out images were (p < 0.001)?"
+    def p_identical(self) -> float:
+        "Probability that so many of all the identical images are samples, had they been drawn as the held-out images were."
         n, m, same = len(self.distance), len(self.held_out), self.identical + self.held_out_identical
         ways = sum(math.comb(same, j) * math.comb(n + m - same, n - j) for j in range(self.identical, min(same, n) + 1))
-        return self.p < 1e-3 or ways * 1000 < math.comb(n + m, n)
+        return ways / math.comb(n + m, n)
+
+    @property
+    def flagged(self) -> bool:
+        "Are there more close or identical samples than chance explains (p < 0.001)?"
+        return min(self.p, self.p_identical) < 1e-3
 
 # %% ../nbs/06_fidelity.ipynb #f3f78b66
 def _nearest(x: Tensor, to: Tensor) -> tuple[Tensor, Tensor]:
@@ -922,7 +927,7 @@ def protocol(
                 out["__".join(filter(None, [kind, "_".join(filter(None, words))]))] = m
     return samples, out
 
-# %% ../nbs/06_fidelity.ipynb #10606e46
+# %% ../nbs/06_fidelity.ipynb #1a6f67e8
 def _features_of(images: Images, n: int, seed: int, judge: Classifier) -> Tensor:
     "Features of n of the images."
     features = judge.features(images)
@@ -937,7 +942,7 @@ def _copied(samples: Tensor, ds: DataSet, judge: Classifier | None) -> dict[str,
         about = f"{space}, n={len(samples)}, nearest of {len(ds.train)} training images, against {len(m.held_out)} held-out ones"
         out[f"copies{suffix}"] = replace(m.copies, estimator=about)
         same = f"identical: {m.identical} samples, {m.held_out_identical} held-out images"
-        out[f"copies_p{suffix}"] = metric("copies_p", m.p, n=len(samples), split="samples", estimator=same)
+        out[f"copies_p{suffix}"] = metric("copies_p", min(m.p, m.p_identical), n=len(samples), split="samples", estimator=same)
     return out
 
 
@@ -956,7 +961,7 @@ def _varied(samples: Tensor, ds: DataSet, judge: Classifier, seed: int) -> dict[
         kind, _, space = name.partition("__")
         note = notes.get(name, "unordered pairs, classifier features")
         out[name] = metric(kind, found[key].samples, estimator=note, **about)
-        out[f"{kind}__real{'_' * bool(space)}{space}"] = metric(kind, found[key].real, n=n, split="train", estimator=note)
+        out[f"{name}{'_' if space else '__'}real"] = metric(kind, found[key].real, n=n, split="train", estimator=note)
     same = same_threshold(judge.features(ds.train)[:4000])
     for suffix, x in {"": judge.features(samples), "__real": _features_of(ds.train, n, seed, judge)}.items():
         least, split = birthday(x, same).at_least, "train" if suffix else "samples"

@@ -190,7 +190,7 @@ def expand(
             )
     return jobs
 
-# %% ../nbs/08_runs.ipynb #e89c2b28
+# %% ../nbs/08_runs.ipynb #4998a38a
 class Run:
     "The record of one execution of a notebook: figures, metrics and, at the end, `result.json`."
 
@@ -231,6 +231,15 @@ class Run:
             (self.dir / "figures").mkdir(exist_ok=True)
             fig.savefig(self.dir / "figures" / f"{name}.png", dpi=120, bbox_inches="tight")
         return fig
+
+    def samples(self, images: Any, ncols: int = 10) -> None:  # tensor (n, c, h, w) in [0, 1]
+        "Keep samples pixel by pixel, `ncols` in a row, as `samples.png` of the run's folder: for pictures of many runs side by side."
+        if self.dir:
+            from PIL import Image
+
+            u = (images[: len(images) // ncols * ncols].clamp(0, 1) * 255).round().byte().cpu()
+            rows = u.expand(-1, 3, -1, -1).unflatten(0, (-1, ncols)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
+            Image.fromarray(rows.contiguous().numpy()).save(self.dir / "samples.png", optimize=True)
 
     def finish(self) -> dict:  # the result
         "Write `result.json` (whole or not at all) and give the result back."
@@ -617,7 +626,7 @@ def progress_of(folder: Path) -> dict:
     except (OSError, ValueError, IndexError):
         return {}
 
-# %% ../nbs/08_runs.ipynb #b71a8f66
+# %% ../nbs/08_runs.ipynb #0f3ee293
 def is_stale(result: dict, root: Path | None = None) -> bool:
     "Whether the notebook or a module of a result has changed since it was made."
     root = root or project_root()
@@ -650,14 +659,14 @@ def save(
     folder: Path,  # of a finished run
     root: Path | None = None,
 ) -> Path:  # the file written
-    "Keep a run: its result in `results/<experiment>/<run id>.json`, and its first figure of samples as a thumbnail beside it."
+    "Keep a run: its result in `results/<experiment>/<run id>.json`, and its samples as a thumbnail beside it."
     folder, root = Path(folder), root or project_root()
     if not is_done(folder):
         raise GenbookError(f"save: {folder} is not a finished run")
     result = _read(folder / "result.json")
     out = write_atomic(root / "results" / result["experiment"] / f"{result['run_id']}.json", json.dumps(result, indent=1) + "\n")
-    if (folder / "figures" / "samples.png").is_file():
-        shutil.copyfile(folder / "figures" / "samples.png", out.with_suffix(".png"))
+    if (folder / "samples.png").is_file():
+        shutil.copyfile(folder / "samples.png", out.with_suffix(".png"))
     return out
 
 # %% ../nbs/08_runs.ipynb #9ba162a5
