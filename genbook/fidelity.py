@@ -968,7 +968,7 @@ def _varied(samples: Tensor, ds: DataSet, judge: Classifier, seed: int) -> dict[
         out[f"support{suffix}"] = metric("support", least, n=n, split=split, estimator="95 % lower bound by the birthday paradox")
     return out
 
-# %% ../nbs/06_fidelity.ipynb #941e2670
+# %% ../nbs/06_fidelity.ipynb #3e680c6b
 def cost(
     model: nn.Module,  # what was trained: for adversarial models both players
     history: History,  # of its training
@@ -976,5 +976,6 @@ def cost(
 ) -> dict[str, Metric]:
     "Parameters, minutes of training, images seen and images per second."
     seen, seconds = history.rows[-1]["step"] * images, max(history.seconds, 1e-9)
-    out = {"parameters": n_parameters(model), "train_minutes": seconds / 60, "images_seen": seen, "train_images_per_s": seen / seconds}
+    n = sum(p.numel() for p in model.parameters())  # also of a copy that is frozen
+    out = {"parameters": n, "train_minutes": seconds / 60, "images_seen": seen, "train_images_per_s": seen / seconds}
     return {name: metric(name, value, split="train") for name, value in out.items()}

@@ -20,13 +20,14 @@ from pathlib import Path
 
 from .core import GenbookError, project_root, write_atomic
 
-# %% ../nbs/09_report.ipynb #692c2530
+# %% ../nbs/09_report.ipynb #5554f619
 PARTS = {
     1: "Autoencoders and VAEs",
     2: "Normalizing flows",
     3: "Adversarial networks",
     4: "Autoregressive models",
     5: "Diffusion and flow matching",
+    8: "A family of one's own",
     9: "Comparisons",
 }
 QUARTO_HINT = (
@@ -472,14 +473,14 @@ PAGE = """<!DOCTYPE html>
 {%- if after %}<a rel="next" href="{{ after.file }}">{{ after.name }} →</a>{% endif %}</nav></main></body></html>
 """
 
-# %% ../nbs/09_report.ipynb #c9528435
+# %% ../nbs/09_report.ipynb #ce9aa625
 def _style(root):
     "The style sheet of the plain pages: `plain.css`, and the colours of code in light and dark."
     from pygments.formatters import HtmlFormatter
 
     css = (Path(root) / "nbs/plain.css").read_text(encoding="utf-8")
     dark = HtmlFormatter(style="github-dark").get_style_defs(".highlight")
-    light = HtmlFormatter(style="default").get_style_defs(".highlight")
+    light = HtmlFormatter(style="xcode").get_style_defs(".highlight")
     plain = ".highlight, .highlight pre { background: var(--code); }"
     return f"{css}\n{light}\n@media (prefers-color-scheme: dark) {{\n{dark}\n}}\n{plain}\n"
 

@@ -7,7 +7,7 @@ __all__ = ['LIVES', 'Parameter', 'notebook_path', 'parameters', 'Experiment', 'l
            'expand', 'Run', 'lock', 'Outcome', 'runs_root', 'has_failed', 'is_done', 'run_jobs', 'cluster',
            'progress_of', 'is_stale', 'load', 'save', 'summary']
 
-# %% ../nbs/08_runs.ipynb #1d5680f7
+# %% ../nbs/08_runs.ipynb #367a942e
 import ast
 import fcntl
 import hashlib
@@ -32,7 +32,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
-from .core import GenbookError, Metric, check_choice, nearest, process_rank, project_root, write_atomic
+from .core import METRICS, GenbookError, Metric, check_choice, nearest, process_rank, project_root, write_atomic
 
 # %% ../nbs/08_runs.ipynb #9d14df94
 @dataclass(frozen=True)
@@ -190,14 +190,11 @@ def expand(
             )
     return jobs
 
-# %% ../nbs/08_runs.ipynb #4998a38a
+# %% ../nbs/08_runs.ipynb #85b7e449
 class Run:
     "The record of one execution of a notebook: figures, metrics and, at the end, `result.json`."
 
-    def __init__(
-        self,
-        run_dir: str | os.PathLike | None = None,  # folder of the run; None: nothing is written
-    ):
+    def __init__(self, run_dir: str | os.PathLike | None = None):  # folder of the run; None: nothing is written
         self.dir = Path(run_dir).resolve() if run_dir and process_rank()[0] == 0 else None
         self.metrics: dict[str, Metric] = {}
         self.resumed: dict[str, int] = {}  # fit -> step it resumed from, written by `train.fit`
@@ -213,8 +210,6 @@ class Run:
 
     def record(self, **metrics: Metric) -> None:
         "Keep metrics under their registered names; `core.metric` makes them. A suffix after `__` tells variants apart."
-        from genbook.core import METRICS
-
         for name, m in metrics.items():
             check_choice("metric", name.partition("__")[0], METRICS)
             self.metrics[name] = m
@@ -232,14 +227,10 @@ class Run:
             fig.savefig(self.dir / "figures" / f"{name}.png", dpi=120, bbox_inches="tight")
         return fig
 
-    def samples(self, images: Any, ncols: int = 10) -> None:  # tensor (n, c, h, w) in [0, 1]
-        "Keep samples pixel by pixel, `ncols` in a row, as `samples.png` of the run's folder: for pictures of many runs side by side."
+    def samples(self, images: Any) -> None:  # tensor (n, c, h, w) in [0, 1]
+        "Keep samples pixel by pixel, ten in a row, as `samples.png` in the run's folder: for pictures of many runs side by side."
         if self.dir:
-            from PIL import Image
-
-            u = (images[: len(images) // ncols * ncols].clamp(0, 1) * 255).round().byte().cpu()
-            rows = u.expand(-1, 3, -1, -1).unflatten(0, (-1, ncols)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
-            Image.fromarray(rows.contiguous().numpy()).save(self.dir / "samples.png", optimize=True)
+            _save_images(self.dir / "samples.png", images)
 
     def finish(self) -> dict:  # the result
         "Write `result.json` (whole or not at all) and give the result back."
@@ -258,6 +249,15 @@ def lock(path: Path):  # an open file that holds the lock, or None
     except OSError:
         f.close()
         return None
+
+# %% ../nbs/08_runs.ipynb #cb4cb47c
+def _save_images(path, images, ncols=10):
+    "Images as they are, `ncols` in a row."
+    from PIL import Image
+
+    u = (images[: len(images) // ncols * ncols].clamp(0, 1) * 255).round().byte().cpu()
+    rows = u.expand(-1, 3, -1, -1).unflatten(0, (-1, ncols)).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
+    Image.fromarray(rows.contiguous().numpy()).save(path, optimize=True)
 
 # %% ../nbs/08_runs.ipynb #afa9a00b
 def _hold(folder):
