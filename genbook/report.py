@@ -396,7 +396,7 @@ def _group(match, index):
     text = re.sub(r"(-?)@([\w](?:[\w.:-]*\w)?)", lambda m: _reference(m[2], index, paren=True, name=not m[1]), match["keys"])
     return text if any(k.split("-")[0] in KINDS for k in keys) else f"({text})"
 
-# %% ../nbs/09_report.ipynb #fa3d14cc
+# %% ../nbs/09_report.ipynb #f57578a5
 def _to_html(source: str, index: Index, count: dict, number: int | None) -> str:
     "Markdown of a cell as HTML: formulas in MathML, references as links, headings numbered."
     import mistune
@@ -432,6 +432,8 @@ def _heading(match, count, number):
     count["sec"] += numbered and level == 2
     label = re.search(r"#([\w.-]+)", attrs)
     slug = label[1] if label else re.sub(r"\W+", "-", re.sub(r"<[^>]*>|\ue000\d+\ue001", "", title)).strip("-").lower()
+    again = count[f"#{slug}"] = count.get(f"#{slug}", -1) + 1  # a second heading of the same words
+    slug += f"-{again}" * bool(again)
     shown = f"{number}.{count['sec']}" if level == 2 else number
     return f'<h{level} id="{slug}">' + (f'<span class="number">{shown}</span> ' if numbered else "") + f"{title}</h{level}>"
 
