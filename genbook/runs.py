@@ -453,9 +453,11 @@ def _papermill(source, folder, params, threads, runs, limit):
     except Exception as e:  # a dead kernel, a full disk
         return f"{type(e).__name__}: {(str(e).splitlines() or [''])[0]}"
 
-# %% ../nbs/08_runs.ipynb #5e919b2c
+# %% ../nbs/08_runs.ipynb #a16f06f9
 def _launch(devices, *args):
     "The same as `_papermill`, once for each device."
+    import logging
+
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -470,6 +472,7 @@ def _launch(devices, *args):
             "rdzv_configs": {"store_type": "file"},
             "local_addr": "127.0.0.1",
         }
+        logging.disable(logging.ERROR)  # the agent's, about processes that fail
         try:
             elastic_launch(LaunchConfig(1, 1, devices, run_id="genbook", max_restarts=0, **where), _rank)(meet, *args)
             return ""
@@ -477,6 +480,7 @@ def _launch(devices, *args):
             errors = sorted(Path(meet).glob("error-*"), key=lambda p: p.stat().st_mtime)
             return errors[0].read_text() if errors else f"process {e.get_first_failure()[0]} of {devices} died"
         finally:
+            logging.disable(logging.NOTSET)
             for s, handler in handlers.items():  # the agent leaves its own
                 signal.signal(s, handler)
 

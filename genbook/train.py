@@ -387,7 +387,7 @@ class EMA:
         for a, b in zip(self.avg, state["avg"], strict=True):
             a.copy_(b)
 
-# %% ../nbs/04_train.ipynb #f99898f8
+# %% ../nbs/04_train.ipynb #a69b43af
 def make_fabric(
     device_name: str = "auto",  # as for `core.device`
     precision: str = "32-true",  # a precision of Lightning Fabric: "32-true", "64-true", "bf16-mixed", "bf16-true"
@@ -402,9 +402,20 @@ def make_fabric(
     if not dist.is_initialized():  # "file://...", by which nothing listens, or torchrun's own way
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, init_method=os.environ.get("GENBOOK_MEET", "env://"), rank=rank, world_size=n)
-    fabric = Fabric(accelerator=dev.type, devices=n, strategy="ddp", precision=precision)
+    fabric = Fabric(accelerator=dev.type, devices=n, strategy=_launched(), precision=precision)
     fabric.launch()
     return fabric
+
+
+def _launched():
+    "Fabric's data-parallel strategy without a launcher of its own, which would refuse a notebook's kernel."
+    from lightning_fabric.strategies import DDPStrategy
+
+    class Launched(DDPStrategy):
+        def _configure_launcher(self):
+            pass
+
+    return Launched()
 
 # %% ../nbs/04_train.ipynb #7fd1c302
 class Descent:
