@@ -475,7 +475,7 @@ PAGE = """<!DOCTYPE html>
 {%- if after %}<a rel="next" href="{{ after.file }}">{{ after.name }} →</a>{% endif %}</nav></main></body></html>
 """
 
-# %% ../nbs/09_report.ipynb #ce9aa625
+# %% ../nbs/09_report.ipynb #62d6e720
 def _style(root):
     "The style sheet of the plain pages: `plain.css`, and the colours of code in light and dark."
     from pygments.formatters import HtmlFormatter
@@ -491,7 +491,8 @@ def _body(cells, index, number):
     "The cells of a page as HTML."
     import nbformat
     from jinja2 import DictLoader
-    from nbconvert import HTMLExporter
+    from nbconvert import HTMLExporter, TemplateExporter
+    from nbconvert.filters import Highlight2HTML
 
     count = {"sec": 0}
     prose: Callable = lambda text: _to_html(text, index, count, number)
@@ -505,14 +506,14 @@ def _body(cells, index, number):
         template_name="basic",
         template_file="cells.j2",
         extra_loaders=[DictLoader({"cells.j2": CELLS})],
-        filters={"prose": prose, "caption": caption},
+        filters={"prose": prose, "caption": caption, "highlight_code": Highlight2HTML(pygments_lexer="ipython3")},
     )
     nb = nbformat.v4.new_notebook(cells=[nbformat.from_dict(c) for c in cells])
     for c in nb.cells:
         if c.cell_type == "code":
             options, c.source = _options(c.source)
             c.metadata.options = {"code-summary": "Code", "fig-alt": options.get("fig-cap", ""), **options}
-    return exporter.from_notebook_node(nb)[0]
+    return TemplateExporter.from_notebook_node(exporter, nb)[0]  # HTMLExporter's own parses each page twice more, for minutes of a book
 
 # %% ../nbs/09_report.ipynb #6979ce5f
 @dataclass
