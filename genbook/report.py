@@ -475,7 +475,7 @@ PAGE = """<!DOCTYPE html>
 {%- if after %}<a rel="next" href="{{ after.file }}">{{ after.name }} →</a>{% endif %}</nav></main></body></html>
 """
 
-# %% ../nbs/09_report.ipynb #62d6e720
+# %% ../nbs/09_report.ipynb #1f41bf2e
 def _style(root):
     "The style sheet of the plain pages: `plain.css`, and the colours of code in light and dark."
     from pygments.formatters import HtmlFormatter
@@ -513,7 +513,7 @@ def _body(cells, index, number):
         if c.cell_type == "code":
             options, c.source = _options(c.source)
             c.metadata.options = {"code-summary": "Code", "fig-alt": options.get("fig-cap", ""), **options}
-    return TemplateExporter.from_notebook_node(exporter, nb)[0]  # HTMLExporter's own parses each page twice more, for minutes of a book
+    return TemplateExporter.from_notebook_node(exporter, nb)[0]  # HTMLExporter's own takes three times as long: it parses the page
 
 # %% ../nbs/09_report.ipynb #6979ce5f
 @dataclass
