@@ -246,6 +246,55 @@ def test_mistakes_in_experiments_get_one_line(project, text, message):
     assert code == 2 and message in err and len(err.splitlines()) == 1, err
 
 
+def test_two_devices_make_one_record_and_go_on_after_a_kill(project):
+    args = ("run", "tiny", "-p", "slow", 0.02, "--devices", 2)
+    process = start(project, *args)
+    wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    heard = {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+    assert heard <= {"127.0.0.1", "::1"} and sum("ipykernel" in " ".join(p.cmdline()) for p in family) == 2
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    code, out, err = genbook(project, *args)
+    assert code == 0, out + err
+    folder = only_run(project)
+    result = read(folder / "result.json")
+    assert 0 < result["resumed_from"] < 300 and result["device"].startswith("2 x ")
+    rows = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").open()]
+    assert rows == list(range(10, 301, 10))
+    assert sorted(p.name for p in folder.rglob("*.ipynb")) == ["notebook.ipynb"] and len(list(project.glob("logs/tiny/*/main"))) == 1
+
+
+def test_a_mistake_on_two_devices_is_said_once(project):
+    code, out, _ = genbook(project, "run", "tiny", "-p", "poison", 57, "--devices", 2)
+    assert code == 1 and "total = nan at step 58" in out and f"{only_run(project)}/checkpoint/main.pt, step 40" in out
+
+
+@pytest.mark.parametrize(
+    "args, message",
+    [
+        (["--devices", 0], "devices: 0, but 1 or more are allowed"),
+        (["--devices", 2, "--cluster", "tcp://127.0.0.1:9"], "--devices: 2 with --cluster; allowed: 1"),
+    ],
+)
+def test_impossible_devices_get_one_line(project, args, message):
+    code, _, err = genbook(project, "run", "tiny", *args)
+    assert code == 2 and message in err and len(err.splitlines()) == 1, err
+
+
+def test_more_devices_than_gpus_are_refused(monkeypatch):
+    from genbook.core import GenbookError
+    from genbook.runs import _gpus, _groups
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,2,5,7")
+    assert _gpus() == ["0", "2", "5", "7"]
+    assert _groups(1, _gpus()) == ["0", "2", "5", "7"] and _groups(2, _gpus()) == ["0,2", "5,7"] and _groups(3, _gpus()) == ["0,2,5"]
+    with pytest.raises(GenbookError, match="devices: 5, but there are 4 GPUs"):
+        _groups(5, _gpus())
+
+
 def test_two_starts_never_do_a_run_twice(project):
     first = start(project, "run", "tiny", "-p", "slow", 0.01)
     while not list(project.glob("runs/tiny/*/status.json")):
@@ -307,6 +356,16 @@ def test_dead_kernel_is_reported_and_only_failed_runs_are_repeated(project):
     assert code == 0 and out == "nothing to do: no run has failed\n"
     code, out, _ = genbook(project, "run", "tiny", "-p", "slow", 0.02, "--retry-failed")
     assert code == 0 and out.startswith("done")
+
+
+def test_workers_end_with_the_process_that_started_them(project):
+    process = start(project, "run", "tiny-grid", "-p", "slow", 0.2, "-p", "every", 5, "--workers", 2, start_new_session=True)
+    wait_for(project, "runs/tiny-grid/*/checkpoint/main.pt", process)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.kill()
+    process.communicate()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive and not list(project.glob("runs/tiny-grid/*/result.json"))
 
 
 def test_hanging_kernel_meets_the_time_limit(project):
