@@ -35,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from .core import GenbookError, check_choice, device, process_rank, write_atomic
 from .data import Batches, Images
 
-# %% ../nbs/04_train.ipynb #b6a7e54f
+# %% ../nbs/04_train.ipynb #c4c01e2a
 def batch_mean(
     x: Tensor,  # (b, ...)
 ) -> Tensor:  # (...)
@@ -52,19 +52,18 @@ def batch_mean(
 def average(
     tensors: list[Tensor],  # changed in place
 ) -> None:
-    "Make tensors their means over all devices, by one all-reduce of one flat tensor."
+    "Make tensors their means over all devices, by one all-reduce of one flat tensor; with one device, nothing."
+    if process_rank()[1] == 1:
+        return
     flat = torch.cat([t.flatten() for t in tensors])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
     for t, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
         t.copy_(part.view_as(t))
 
-# %% ../nbs/04_train.ipynb #18d17619
+# %% ../nbs/04_train.ipynb #e3ff5943
 class WholeBatch(TorchFunctionMode):
-    """Within it noise and batch norm are those of the batch of all devices, of which this process holds `b` rows.
-
-    The batch is taken to be the first dimension of size `b`, or else of a multiple of it (several draws an image, one after the other); noise without one is the same everywhere.
-    """
+    "Within it noise and batch norm are those of the batch of all devices, of which this process holds `b` rows."
 
     SIZED = {torch.randn, torch.rand, torch.randint}
     LIKE = {torch.randn_like: torch.randn, torch.rand_like: torch.rand}
@@ -81,43 +80,50 @@ class WholeBatch(TorchFunctionMode):
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         if func in self.LIKE:
-            return self.draw(self.LIKE[func], (args[0].shape,), {"dtype": args[0].dtype, "device": args[0].device} | kwargs)
+            return self.draw(self.LIKE[func], args[0].shape, **{"dtype": args[0].dtype, "device": args[0].device} | kwargs)
         if func in self.SIZED:
-            return self.draw(func, args, kwargs)
+            return self.draw(func, *args, **kwargs)
         if func is F.dropout and (args[2] if len(args) > 2 else kwargs.get("training", True)):
-            return self.dropout(*args, **kwargs)
+            return args[0] * _kept(args[0], self.draw, *args[1:], **kwargs)
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
-            return self.batch_norm(*args, **kwargs)
+            return _batch_norm(self.n, *args, **kwargs)
         return func(*args, **kwargs)
 
-    def draw(self, func: Callable, args: tuple, kwargs: dict) -> Tensor:
+    def draw(self, func: Callable, *args: Any, **kwargs: Any) -> Tensor:
         "This process's rows of the noise of the whole batch."
         *head, size = args if isinstance(args[-1], tuple | list) else (args,)
-        at = next((i for m in (1, None) for i, s in enumerate(size) if s == self.b or m is None and s and s % self.b == 0), None)
+        at = _batch_dim(size, self.b)
         if at is None:
             return func(*head, size, **kwargs)
-        times = size[at] // self.b
-        noise = func(*head, (*size[:at], times, self.n * self.b, *size[at + 1 :]), **kwargs)
+        noise = func(*head, (*size[:at], size[at] // self.b, self.n * self.b, *size[at + 1 :]), **kwargs)
         return noise.narrow(at + 1, self.rank * self.b, self.b).reshape(size)
 
-    def dropout(self, x: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False) -> Tensor:
-        "Dropout of masks that differ from device to device."
-        return x * self.draw(torch.rand, (x.shape,), {"dtype": x.dtype, "device": x.device}).ge(p) / (1 - p)
+# %% ../nbs/04_train.ipynb #6b858396
+def _batch_dim(size, b):
+    "The first dimension of size b, or else of a multiple of it (several draws an image, one after the other); None: noise that images share."
+    same = [i for i, s in enumerate(size) if s == b] or [i for i, s in enumerate(size) if s and s % b == 0]
+    return same[0] if same else None
 
-    def batch_norm(self, x, running_mean, running_var, weight=None, bias=None, training=False, momentum=0.1, eps=1e-5) -> Tensor:
-        "Batch norm by means and variances over all devices."
-        dims, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
-        x32 = x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
-        mean = batch_mean(x32.mean(dims)[None])
-        var = batch_mean((x32 - mean.view(shape)).square().mean(dims)[None])
-        if running_mean is not None:
-            n = self.n * x.numel() / x.shape[1]
-            with torch.no_grad():
-                running_mean.lerp_(mean.to(running_mean), momentum)
-                running_var.lerp_((var * n / (n - 1)).to(running_var), momentum)
-        scale = (var + eps).rsqrt() * (1 if weight is None else weight)
-        out = (x32 - mean.view(shape)) * scale.view(shape) + (0 if bias is None else bias.view(shape))
-        return out.to(x.dtype)
+
+def _kept(x, draw, p=0.5, training=True, inplace=False):
+    "What dropout multiplies with: other masks on each device."
+    return draw(torch.rand, x.shape, dtype=x.dtype, device=x.device).ge(p) / (1 - p)
+
+
+def _batch_norm(devices, x, running_mean, running_var, weight=None, bias=None, training=True, momentum=0.1, eps=1e-5):
+    "Batch norm by means and variances over all devices, in float32 or more."
+    dims, shape = [0, *range(2, x.dim())], (1, -1, *[1] * (x.dim() - 2))
+    x32 = x.to(torch.promote_types(x.dtype, torch.float32))
+    mean = batch_mean(x32.mean(dims)[None])
+    var = batch_mean((x32 - mean.view(shape)).square().mean(dims)[None])
+    if running_mean is not None:
+        n = devices * x.numel() / x.shape[1]
+        with torch.no_grad():
+            running_mean.lerp_(mean.to(running_mean), momentum)
+            running_var.lerp_((var * n / (n - 1)).to(running_var), momentum)
+    scale = (var + eps).rsqrt() * (1 if weight is None else weight)
+    out = (x32 - mean.view(shape)) * scale.view(shape) + (0 if bias is None else bias.view(shape))
+    return out.to(x.dtype)
 
 # %% ../nbs/04_train.ipynb #bc6636f8
 def constant() -> Callable[[Tensor], Tensor]:  # it -> 1
@@ -417,7 +423,7 @@ def _launched():
 
     return Launched()
 
-# %% ../nbs/04_train.ipynb #7fd1c302
+# %% ../nbs/04_train.ipynb #674f827d
 class Descent:
     "How some parameters are moved by a loss: optimiser, learning rate with its schedule, clipping."
 
@@ -449,8 +455,7 @@ class Descent:
         values = terms()
         backward(values["total"])
         values = {k: v.detach() for k, v in values.items()}
-        if process_rank()[1] > 1:
-            average([*(p.grad for p in self.params if p.grad is not None), *values.values()])
+        average([p.grad for p in self.params if p.grad is not None] + [*values.values()])
         if self.clip is not None:
             values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.clip)
         self.optimizer.step()
@@ -477,7 +482,7 @@ def preserved_rng(
             torch.manual_seed(seed)
         yield
 
-# %% ../nbs/04_train.ipynb #efb9fa54
+# %% ../nbs/04_train.ipynb #0bcc97e3
 def _estimate_norms(model, batches, step):
     "Batch-norm statistics of what is averaged in `model`, over 20 of `batches`, a plain mean."
     norms = [m for m in step.averaged(model).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -498,7 +503,7 @@ def _means(terms):
     "The terms of a loss as means over the batch, in float32 or more."
     return {k: v.mean(dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in terms._asdict().items()}
 
-
+# %% ../nbs/04_train.ipynb #647bf7fc
 class Step:
     "What every step has: a device with its `precision`, an iteration, a model, and parts with a state (`parts()`)."
 
@@ -520,20 +525,6 @@ class Step:
         if compile and self.fabric.world_size > 1:
             raise GenbookError("compile: True is not possible with several devices; allowed: False")
         return torch.compile(self.terms) if compile else self.terms
-
-    @contextmanager
-    def share(self, x: Tensor, y: Tensor | None):
-        "This process's rows of a batch, and what makes a step with them one of the whole batch; with one device, the batch."
-        rank, n = self.fabric.global_rank, self.fabric.world_size
-        if n == 1:
-            yield x, y
-            return
-        size = x.shape[self.batch_dim]
-        if size % n:
-            raise GenbookError(f"batch_size: {size} is not a multiple of the {n} devices")
-        rows = lambda t: None if t is None else t.narrow(self.batch_dim, rank * size // n, size // n)
-        with WholeBatch(size // n, rank, n):
-            yield rows(x), rows(y)
 
     def averaged(self, model: nn.Module) -> nn.Module:
         "The part of a model whose weights are averaged: all of it."
@@ -835,7 +826,22 @@ def load_checkpoint(path: Path) -> dict:
         damaged = f"{type(e).__name__}"
     raise GenbookError(f"checkpoint: {path} is damaged ({damaged}); delete it to train from the start")
 
-# %% ../nbs/04_train.ipynb #10d8540a
+# %% ../nbs/04_train.ipynb #067d54f7
+@contextmanager
+def _rows(step, x, y):
+    "This process's rows of a batch, and what makes a step with them one of the whole batch; with one device, the batch."
+    rank, n = step.fabric.global_rank, step.fabric.world_size
+    if n == 1:
+        yield x, y
+        return
+    size = x.shape[step.batch_dim]
+    if size % n:
+        raise GenbookError(f"batch_size: {size} is not a multiple of the {n} devices")
+    part = lambda t: None if t is None else t.narrow(step.batch_dim, rank * size // n, size // n)
+    with WholeBatch(size // n, rank, n):
+        yield part(x), part(y)
+
+
 class _Once:
     "Calls the step on a key of the batches, and keeps the newest values on the device."
 
@@ -845,7 +851,7 @@ class _Once:
         self.names, self.last = None, None  # the newest finite row of values, or the first one that is not
 
     def once(self, key):
-        with self.step.share(*self.batches.fetch(key)) as (x, y):
+        with _rows(self.step, *self.batches.fetch(key)) as (x, y):
             out = self.step(x, y)
         values = torch.stack([self.step.it.float(), *[v.float() for v in out.values()]])
         if self.names is None:
