@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['list_', 'run', 'results', 'data', 'export', 'report', 'main']
 
-# %% ../nbs/81_cli.ipynb #00613270
+# %% ../nbs/81_cli.ipynb #d0251440
+import csv
 import json
 import sys
 import time
@@ -197,73 +198,78 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, ret
     if len(done) < len(outcomes):
         sys.exit(1)
 
-# %% ../nbs/81_cli.ipynb #6df9f629
-def _cell(m):
-    "mean ± standard deviation over seeds, or ± standard error over examples where there is one seed."
-    spread = f" ± {m['sd']:.2g}" if m["sd"] is not None else f" ± {m['se']:.2g} (se)" if m["se"] is not None else ""
-    return f"{m['mean']:.5g}{spread}"
-
-
-def _results_rows(rows):
-    names = list(dict.fromkeys(k for r in rows for k in r["metrics"]))
-    columns = ["experiment", "setting", "data", *names, "seeds", "minutes", "device", ""]
-    body = []
-    for r in rows:
-        setting = " ".join(f"{k}={v}" for k, v in r["setting"].items())
-        cells = [_cell(r["metrics"][n]) if n in r["metrics"] else "" for n in names]
-        body.append(
-            [r["experiment"], setting, r["dataset"], *cells, r["seeds"], f"{r['minutes']:.1f}", r["device"], "stale" if r["stale"] else ""]
-        )
-    return columns, body
-
-
+# %% ../nbs/81_cli.ipynb #f81d1345
 def _results_table(rows):
-    "One block a setting: metrics have long names and there are many, so they go down, not across."
+    "Everything that was measured, one block a setting: metrics have long names and there are many, so they go down, not across."
     lines = []
     for r in rows:
         setting = " ".join(f"{k}={v}" for k, v in r["setting"].items())
-        first = [r["experiment"], setting, r["dataset"]]
+        first = [r["experiment"], setting, r["data"]]
         for name, m in r["metrics"].items():
-            lines.append([*first, name, _cell(m), m["unit"], m["n"] or "", m["estimator"]])
+            lines.append([*first, name, runs.cell(m), m["unit"], m["n"] or "", m["estimator"]])
             first = ["", "", ""]
         note = f"{r['seeds']} seed{'s' * (r['seeds'] > 1)}, {r['minutes']:.1f} min, {r['device']}{', stale' * r['stale']}"
         lines.append(["", "", "", "", note, "", "", ""])
     return _table(["experiment", "setting", "data", "metric", "mean", "unit", "n", "estimator"], lines)
 
-# %% ../nbs/81_cli.ipynb #a4d2d112
+
+def _print_comparison(rows):
+    "The tables of the comparison, each with its protocol card."
+    out = _console()
+    for t in runs.tables(rows):
+        out.print(_table(t.columns, t.rows, f"[bold]{t.title}[/]"))
+        out.print(*(f"  {line}" for line in t.card), "", sep="\n", style="dim", markup=False)
+
+
+def _csv(rows):
+    "A line for each metric of each setting."
+    about, conditions = (
+        ("experiment", "model", "data", "seeds", "minutes", "device", "stale"),
+        ("mean", "sd", "se", "n", "unit", "split", "estimator"),
+    )
+    lines = [["experiment", "setting", "model", "data", "metric", *conditions, *about[3:]]]
+    for r in rows:
+        setting = " ".join(f"{k}={v}" for k, v in r["setting"].items())
+        first, last = [r["experiment"], setting, r["model"], r["data"]], [r[k] for k in about[3:]]
+        lines += [[*first, name, *(m[k] for k in conditions), *last] for name, m in r["metrics"].items()]
+    csv.writer(sys.stdout).writerows(lines)
+
+# %% ../nbs/81_cli.ipynb #8fa48d41
 @cli.command()
 @click.argument("names", nargs=-1, metavar="[NAME]...")
-@click.option("--format", "form", type=click.Choice(["table", "md", "csv", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "all", "md", "csv", "json"]), default="table", show_default=True)
 @click.option("--dir", "folder", type=click.Path(path_type=Path, file_okay=False), help="Folder of all runs.  [default: runs/]")
-@click.option("--save", type=click.Path(path_type=Path, file_okay=False), help="Keep a finished run, given by its folder, in results/.")
+@click.option("--save", type=click.Path(path_type=Path, file_okay=False), multiple=True, help="Keep a finished run, given by its folder.")
 def results(names, form, folder, save):
-    """Show what finished runs measured, over seeds; stale ones are marked.
+    """Show what finished runs measured: for each data set tables with one model a row, mean ± deviation over seeds.
+
+    Under each table stands its protocol card. Stale runs, whose code has changed since, are marked. "all" shows every metric.
 
     \b
-    genbook results ae-latent-mnist
-    genbook results --format md
+    genbook results
+    genbook results evaluate-digits --format md
+    genbook results ae-latent-mnist --format all
     genbook results --save runs/vae-mlp-mnist/mnist-s0-0a1b2c3d
     """
     if save:
-        return click.echo(runs.save(save))
-    for name in names:
-        runs.get_experiment(name)
-    rows = runs.summary(r for name in names or [None] for r in runs.load(name, folder))
+        return click.echo("\n".join(str(runs.save(run)) for run in save))
+    known = [runs.get_experiment(name) for name in names]
+    members = dict.fromkeys(m for e in known for m in (e.suite or [e.name])) or [None]
+    rows = runs.summary(r for name in members for r in runs.load(name, folder))
     if not rows:
         raise GenbookError(
             f"results: there are no finished runs{' of ' + ', '.join(names) if names else ''} in {folder or runs.runs_root()}"
         )
     if form == "table":
-        return _console().print(_results_table(rows))
-    if form == "json":
-        return click.echo(json.dumps(rows, indent=1))
-    columns, body = _results_rows(rows)
-    if form == "csv":
-        import csv
-
-        return csv.writer(sys.stdout).writerows([columns, *body])
-    for line in [columns, ["---"] * len(columns), *body]:
-        click.echo("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |")
+        _print_comparison(rows)
+    elif form == "all":
+        _console().print(_results_table(rows))
+    elif form == "md":
+        click.echo("\n\n".join(t.markdown() for t in runs.tables(rows)))
+    elif form == "csv":
+        _csv(rows)
+    else:
+        click.echo(json.dumps(rows, indent=1))
 
 # %% ../nbs/81_cli.ipynb #1fc98476
 @cli.command()

@@ -759,7 +759,7 @@ def _data(result):
     levels = model.get("config", {}).get("levels")
     return " ".join(filter(None, parts)) + (f" ({shape}, {levels} levels)" if shape and levels else "")
 
-# %% ../nbs/08_runs.ipynb #18b9334a
+# %% ../nbs/08_runs.ipynb #d27546d2
 TABLES = {
     "likelihood": ["bits_per_dim", "iw_nll", "ais_nll", "elbo", "kl", "active_units", "log_prob", "mse"],
     "samples": ["frechet_classifier", "precision", "recall", "density", "coverage", "label_accuracy", "fid", "fid__n1000", "kid"],
@@ -776,6 +776,14 @@ class Table(NamedTuple):
     columns: list[str]
     rows: list[list[str]]
     card: list[str]
+
+    def markdown(self) -> str:
+        "Title, table and card."
+        line = lambda cells: "| " + " | ".join(c.replace("|", "\\|") for c in cells) + " |"
+        table = [line(self.columns), line(["---"] * len(self.columns)), *map(line, self.rows)]
+        return "\n".join([*([f"**{self.title}**", ""] if self.title else []), *table, "", *(f"- {c}" for c in self.card)])
+
+    _repr_markdown_ = markdown  # Jupyter shows it as a table
 
 
 def cell(

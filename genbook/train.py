@@ -98,9 +98,9 @@ class WholeBatch(TorchFunctionMode):
         noise = func(*head, (*size[:at], size[at] // self.b, self.n * self.b, *size[at + 1 :]), **kwargs)
         return noise.narrow(at + 1, self.rank * self.b, self.b).reshape(size)
 
-# %% ../nbs/04_train.ipynb #6b858396
+# %% ../nbs/04_train.ipynb #4485cf7c
 def _batch_dim(size, b):
-    "The first dimension of size b, or else of a multiple of it (several draws an image, one after the other); None: noise that images share."
+    "The first dimension of size b, or else of a multiple of it (several draws an image); None: noise that images share."
     same = [i for i, s in enumerate(size) if s == b] or [i for i, s in enumerate(size) if s and s % b == 0]
     return same[0] if same else None
 
@@ -423,7 +423,15 @@ def _launched():
 
     return Launched()
 
-# %% ../nbs/04_train.ipynb #674f827d
+# %% ../nbs/04_train.ipynb #f1487c59
+def _backward(values, backward, params):
+    "Gradients of the total, and the terms, over the batch of all devices."
+    backward(values["total"])
+    values = {k: v.detach() for k, v in values.items()}
+    average([p.grad for p in params if p.grad is not None] + [*values.values()])
+    return values
+
+# %% ../nbs/04_train.ipynb #18bec464
 class Descent:
     "How some parameters are moved by a loss: optimiser, learning rate with its schedule, clipping."
 
@@ -452,10 +460,7 @@ class Descent:
         "One update; gradients and terms are those of the batch of all devices."
         self.lr.copy_(self.base_lr * self.schedule(it))
         self.optimizer.zero_grad(set_to_none=True)
-        values = terms()
-        backward(values["total"])
-        values = {k: v.detach() for k, v in values.items()}
-        average([p.grad for p in self.params if p.grad is not None] + [*values.values()])
+        values = _backward(terms(), backward, self.params)
         if self.clip is not None:
             values["grad_norm"] = nn.utils.clip_grad_norm_(self.params, self.clip)
         self.optimizer.step()
@@ -482,7 +487,7 @@ def preserved_rng(
             torch.manual_seed(seed)
         yield
 
-# %% ../nbs/04_train.ipynb #0bcc97e3
+# %% ../nbs/04_train.ipynb #7b58855e
 def _estimate_norms(model, batches, step):
     "Batch-norm statistics of what is averaged in `model`, over 20 of `batches`, a plain mean."
     norms = [m for m in step.averaged(model).modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
@@ -499,11 +504,17 @@ def _estimate_norms(model, batches, step):
                 step.probe(model, x.to(step.device), y.to(step.device))
 
 
+def _compiled(terms):
+    if process_rank()[1] > 1:
+        raise GenbookError("compile: True is not possible with several devices; allowed: False")
+    return torch.compile(terms)
+
+
 def _means(terms):
     "The terms of a loss as means over the batch, in float32 or more."
     return {k: v.mean(dtype=torch.promote_types(v.dtype, torch.float32)) for k, v in terms._asdict().items()}
 
-# %% ../nbs/04_train.ipynb #647bf7fc
+# %% ../nbs/04_train.ipynb #442e7423
 class Step:
     "What every step has: a device with its `precision`, an iteration, a model, and parts with a state (`parts()`)."
 
@@ -519,12 +530,6 @@ class Step:
     def device(self) -> torch.device:
         "Where it computes."
         return self.fabric.device
-
-    def compiled(self, compile: bool) -> Callable:
-        "Its `terms`, compiled if that is wanted."
-        if compile and self.fabric.world_size > 1:
-            raise GenbookError("compile: True is not possible with several devices; allowed: False")
-        return torch.compile(self.terms) if compile else self.terms
 
     def averaged(self, model: nn.Module) -> nn.Module:
         "The part of a model whose weights are averaged: all of it."
@@ -559,7 +564,7 @@ class Step:
                 _estimate_norms(model, batches, self)
         return model.eval()
 
-# %% ../nbs/04_train.ipynb #80a236b6
+# %% ../nbs/04_train.ipynb #e577de70
 class LossStep(Step):
     "One iteration of a model with a `loss`: an update, and the average."
 
@@ -576,7 +581,7 @@ class LossStep(Step):
         super().__init__(device, precision)
         self.model = model.to(self.device)
         self.ema, self.descent = EMA(model, ema) if ema else None, Descent(model.parameters(), **descent)
-        self._terms = self.compiled(compile)
+        self._terms = _compiled(self.terms) if compile else self.terms
 
     def terms(self, x: Tensor, y: Tensor | None) -> dict[str, Tensor]:
         "The loss's terms, each a mean over the batch, in float32 or more."
@@ -629,7 +634,7 @@ class TwoPlayers(Step):
             values = mine(lambda: self._terms(player, x, y), self.it, self.fabric.backward)
         return {{"total": player, "grad_norm": f"{player}_grad_norm"}.get(k, k): v for k, v in values.items()}
 
-# %% ../nbs/04_train.ipynb #b8dd7597
+# %% ../nbs/04_train.ipynb #93d07d0e
 class AdversarialStep(TwoPlayers):
     """One iteration of two players: `k` updates of the critic, each on fresh images, and one of the generator.
 
@@ -656,7 +661,7 @@ class AdversarialStep(TwoPlayers):
         self.ema = EMA(model.generator, ema) if ema else None
         self.generator = Descent(model.generator.parameters(), lr=lr, schedule=schedule, **descent)
         self.critic = Descent(model.critic.parameters(), lr=critic_lr or lr, schedule=critic_schedule, **descent)
-        self._terms = self.compiled(compile)
+        self._terms = _compiled(self.terms) if compile else self.terms
 
     def __call__(self, x: Tensor, y: Tensor | None = None) -> dict[str, Tensor]:  # (k, b, ...) and (k, b)
         if x.dim() not in (3, 5):  # k batches of vectors or of images
@@ -826,7 +831,7 @@ def load_checkpoint(path: Path) -> dict:
         damaged = f"{type(e).__name__}"
     raise GenbookError(f"checkpoint: {path} is damaged ({damaged}); delete it to train from the start")
 
-# %% ../nbs/04_train.ipynb #067d54f7
+# %% ../nbs/04_train.ipynb #31de573d
 @contextmanager
 def _rows(step, x, y):
     "This process's rows of a batch, and what makes a step with them one of the whole batch; with one device, the batch."
@@ -841,7 +846,7 @@ def _rows(step, x, y):
     with WholeBatch(size // n, rank, n):
         yield part(x), part(y)
 
-
+# %% ../nbs/04_train.ipynb #081e34cb
 class _Once:
     "Calls the step on a key of the batches, and keeps the newest values on the device."
 

@@ -126,7 +126,7 @@ def test_a_run_leaves_everything_it_promises(project):
     code, out, _ = genbook(project, "run", "tiny", "-p", "steps", 40)
     assert code == 0 and out.startswith("skipped") and (folder / "result.json").stat().st_mtime_ns == before
     code, out, _ = genbook(project, "results", "tiny", "--format", "csv")
-    assert code == 0 and out.splitlines()[0].startswith("experiment,setting,data,mse")
+    assert code == 0 and out.splitlines()[0].startswith("experiment,setting,model,data,metric,mean,sd")
     code, out, _ = genbook(project, "results", "--save", folder)
     assert code == 0 and read(project / "results/tiny" / f"{folder.name}.json")["metrics"] == result["metrics"]
 
