@@ -72,14 +72,15 @@ def register_model(build: Callable | str) -> Callable:
     _registered[build.__name__] = build
     return build
 
-# %% ../nbs/80_zoo.ipynb #d82dcb00
+# %% ../nbs/80_zoo.ipynb #c31305fb
 SCHEMA = 1  # of config.json
 CARD = """---
 {head}---
 
 # {name}
 
-Weights of the model `{name}` of [genbook](https://github.com/genbook/genbook), trained on {data}. They are those of evaluation: averaged, where the run averages.
+Weights of the model `{name}` of [genbook](https://github.com/genbook/genbook),
+trained on {data}. They are those of evaluation: averaged, where the run averages.
 
 ```python
 from genbook import from_pretrained
@@ -92,7 +93,8 @@ model.sample(16)  # images in [0, 1], (16, {shape})
 |---|---:|---|---:|---|
 {rows}
 
-The run `{run_id}` of the notebook `{notebook}` took {minutes} minutes on {device}, with {versions}, at commit `{commit}`. Its parameters: {params}.
+The run `{run_id}` of the notebook `{notebook}` took {minutes} minutes on {device}, with {versions}, at commit `{commit}`.
+Its parameters: {params}.
 """
 
 

@@ -1,6 +1,7 @@
 "What all tests share: one thread, one seed, the root of the repository."
 
 import os
+import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: results do not depend on the machine's cores
 
@@ -36,3 +37,27 @@ def seeded():
 def root() -> Path:
     "The folder of the repository."
     return Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def book(tmp_path_factory, root) -> Path:
+    "The folder of the plain book: every chapter of the repository with the outputs that its source keeps, as if just executed."
+    import nbformat
+
+    from genbook import report
+
+    project = tmp_path_factory.mktemp("book")
+    executed = []
+    (project / "runs").mkdir()
+    for path in report.chapters(root):
+        nb = nbformat.read(path, 4)
+        for i, c in enumerate((c for c in nb.cells if c.cell_type == "code"), 1):
+            c.execution_count = i
+        nbformat.write(nb, project / "runs" / path.name)
+        executed.append(project / "runs" / path.name)
+    for name in ("index.qmd", "nbs/refs.bib", "nbs/plain.css", "nbs/00_core.ipynb"):
+        (project / name).parent.mkdir(exist_ok=True)
+        shutil.copy(root / name, project / name)
+    report.stage(executed, project / "report")
+    (project / "report/_run.md").write_text(report.preface(executed), encoding="utf-8")
+    return report.fallback(project).parent

@@ -278,7 +278,7 @@ def test_fid_of_images_in_memory(stub, digits):
     real = data.Images(torch.randint(0, 256, (60, 3, 16, 16), dtype=torch.uint8), torch.zeros(60))
     samples = torch.rand(50, 3, 16, 16)
     result = fid(samples, real, subsets=2, device="cpu")
-    assert set(result) == {"fid", "kid", "precision", "recall", "density", "coverage", "inception_score"}
+    assert set(result) == {"fid", "fid__infinity", "kid", "precision", "recall", "density", "coverage", "inception_score"}
     assert stub.seen == 110 and result["fid"].estimator == "n=50 against 60, Inception 0123"
     again = fid((samples * 255).round().byte(), real.x, subsets=2, device="cpu")
     assert stub.seen == 160  # the real images were known by their content

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from genbook import report
+from genbook import report, viz
 from genbook.core import GenbookError
 
 ROOT = Path(__file__).parents[1]
@@ -120,6 +120,9 @@ class Outline(HTMLParser):
         if tag not in VOID and not self.get_starttag_text().endswith("/>"):
             self.open.append(tag)
 
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+
     def handle_endtag(self, tag):
         if tag not in VOID:
             assert self.open and self.open.pop() == tag, (tag, self.getpos())
@@ -127,6 +130,19 @@ class Outline(HTMLParser):
     def handle_data(self, data):
         if not {"pre", "code", "style"} & set(self.open):
             self.text += data
+
+
+def contrast(*pair):  # of colours such as #fff or #a1b2c3
+    "Ratio of the luminances of two colours, by WCAG 2: 1 to 21."
+
+    def luminance(color):
+        digits = color[1:] if len(color) == 7 else "".join(2 * d for d in color[1:])
+        rgb = [int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4)]
+        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted(map(luminance, pair))
+    return (high + 0.05) / (low + 0.05)
 
 
 def test_staging_strips_what_is_for_nbdev(tmp_path):
@@ -160,13 +176,30 @@ def test_a_failed_run_is_refused_and_nothing_is_touched(tmp_path, how):
     assert [p.read_bytes() for p in staged] == before and not (tmp_path / "_report").exists()
 
 
+def check_page(name, outline):
+    "Ids are unique, and headings begin with the one of level 1 and go down by one level at a time."
+    assert len(outline.ids) == len(set(outline.ids)), name
+    assert outline.headings[0] == 1 and outline.headings.count(1) == 1, name
+    assert all(b <= a + 1 for a, b in zip(outline.headings, outline.headings[1:], strict=False)), (name, outline.headings)
+
+
+def check_links(outlines):
+    "Every link within the pages goes to a page, and to a place on it; how many there are."
+    seen = 0
+    for name, outline in outlines.items():
+        for link in outline.links:
+            if not link.startswith("http") and link != "style.css":
+                target, _, anchor = link.partition("#")
+                assert (target or name) in outlines and (not anchor or anchor in outlines[target or name].ids), (name, link)
+                seen += 1
+    return seen
+
+
 def test_pages_are_whole(pages):
     assert set(pages) == {"index.html", "notation.html", "10_models.one.html", "20_models.two.html", "references.html"}
     for name, page in pages.items():
         outline = Outline(page)
-        assert len(outline.ids) == len(set(outline.ids)), name
-        assert outline.headings[0] == 1 and outline.headings.count(1) == 1, name
-        assert all(b <= a + 1 for a, b in zip(outline.headings, outline.headings[1:], strict=False)), name
+        check_page(name, outline)
         assert "#|" not in page and "Traceback" not in page, name
         assert "$" not in outline.text.replace("costs $5", ""), name
         assert "{#" not in outline.text and ":::" not in outline.text and "{{<" not in outline.text, name
@@ -175,16 +208,29 @@ def test_pages_are_whole(pages):
 
 
 def test_every_link_goes_somewhere(pages):
-    ids = {name: set(Outline(page).ids) for name, page in pages.items()}
-    seen = 0
-    for name, page in pages.items():
-        for link in Outline(page).links:
-            if link.startswith("http") or link == "style.css":
-                continue
-            target, _, anchor = link.partition("#")
-            assert (target or name) in pages and (not anchor or anchor in ids[target or name]), (name, link)
-            seen += 1
-    assert seen > 40
+    assert check_links({name: Outline(page) for name, page in pages.items()}) > 40
+
+
+def test_the_whole_book_can_be_read_by_everybody(book):
+    "All chapters as plain pages: links, headings in order, a caption and a text for every figure, nothing from a network."
+    texts = {p.name: p.read_text(encoding="utf-8") for p in book.glob("*.html")}
+    outlines = {name: Outline(text) for name, text in texts.items()}
+    assert {f"{p.stem}.html" for p in report.chapters(ROOT)} < set(outlines)
+    for name, outline in outlines.items():
+        check_page(name, outline)
+        assert all(len(alt) >= 15 for alt in outline.alts), (name, [alt for alt in outline.alts if len(alt) < 15])
+        assert len(re.findall(r"<figure id=", texts[name])) == len(re.findall(r"<figcaption><b>Figure [\d.]+</b>: \S", texts[name])), name
+        assert not re.search(r'<(?:script|img|link|iframe)[^>]*"https?:', texts[name]), name
+    assert check_links(outlines) > 500 and sum(len(o.alts) for o in outlines.values()) > 60
+
+
+def test_headings_of_all_notebooks_are_in_order():
+    "One title, then sections, of which none skips a level."
+    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+        text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
+        levels = [len(m) for m, *_ in report.HEADING.findall(report._prose(text))]
+        assert levels[0] == 1 and levels.count(1) == 1, path.name
+        assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), f"{path.name}: {levels}"
 
 
 def test_formulas_figures_and_references(pages):
@@ -208,17 +254,26 @@ def test_dark_and_light():
     dark = css[css.index("@media (prefers-color-scheme: dark)") :]
     assert "--paper: #16181b" in dark and ".highlight .k " in dark and css.count("{") == css.count("}")
 
-    def luminance(color):
-        rgb = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-        linear = [v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in rgb]
-        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-    for line in re.findall(r":root \{(.*?)\}", css):
-        colors = {k: "#" + (v * 2 if len(v) == 3 else v) for k, v in re.findall(r"--(\w+): #(\w+)", line)}
-        paper = luminance(colors["paper"])
+    cut = css.rindex("@media (prefers-color-scheme: dark)")
+    for part, root in zip((css[:cut], css[cut:]), re.findall(r":root \{(.*?)\}", css), strict=True):
+        colors = dict(re.findall(r"--(\w+): (#\w+)", root))
         for ink in ("ink", "soft", "link"):
-            low, high = sorted([paper, luminance(colors[ink])])
-            assert (high + 0.05) / (low + 0.05) >= 4.5, (ink, colors)  # WCAG 2, AA
+            assert contrast(colors[ink], colors["paper"]) >= 4.5, (ink, colors)  # WCAG 2, AA
+        for ink in ("ink", "link"):
+            assert contrast(colors[ink], colors["code"]) >= 4.5, (ink, colors)
+        rules = re.findall(r"\.highlight (\.\w+) \{([^}]*)\}", part)
+        assert len(rules) > 50
+        for token, rule in rules:
+            ink, own = (re.search(rf"(?<![\w-]){key}: (#\w+)", rule) for key in ("color", "background-color"))
+            if ink and token != ".w":  # nobody sees a blank
+                assert contrast(ink[1], own[1] if own else colors["code"]) >= 4.5, (token, rule, colors["code"])
+
+
+def test_figures_are_seen_on_white():
+    "Text of figures has the contrast that WCAG asks of text, and the first five colours of lines that of graphics."
+    words = [viz.STYLE.get(key, "#000000") for key in ("axes.labelcolor", "xtick.color", "ytick.color", "text.color")]
+    assert all(contrast(word, "#ffffff") >= 4.5 for word in words) and contrast(viz.STYLE["axes.edgecolor"], "#ffffff") >= 3
+    assert all(contrast(line, "#ffffff") >= 3 for line in viz.COLORS[:5])
 
 
 def test_an_unknown_reference_is_said(tmp_path, capsys):
