@@ -912,12 +912,13 @@ class _Advance(_Once):
                 raise GenbookError(f"capture: the step cannot run as a CUDA graph: {reason}") from e
             warnings.warn(f"training goes on without a CUDA graph: {reason}", stacklevel=2)
 
-# %% ../nbs/04_train.ipynb #7c2fe3b2
+# %% ../nbs/04_train.ipynb #0ea2324f
 def _begin(step, batches, stop, run, name):
     "Resume from the run's checkpoint, if there is one: the step to go on from, the history up to it, and the checkpoint's place."
     folder = None if run is None else run.dir
     path = folder / "checkpoint" / f"{name}.pt" if folder else None
     it, rows, seconds = _resume(step, batches, stop, path)
+    path = step.fabric.broadcast(path)  # so that any process can name it in an error
     history = History(name, folder and folder / "metrics.jsonl", run.logs if folder else None, rows, it)
     history.seconds = seconds
     if run is not None:
@@ -997,7 +998,7 @@ def fit(
         stop.restore(step)
     return history
 
-# %% ../nbs/04_train.ipynb #f3961de9
+# %% ../nbs/04_train.ipynb #f5aad450
 def _validate(step, batches, it, history, valid, stop):
     "Validate, tell the schedule and the stopper; whether to stop."
     if valid is None:
@@ -1013,8 +1014,8 @@ def _validate(step, batches, it, history, valid, stop):
 
 
 def _save(path, step, batches, stop, it, history):
-    "Write the checkpoint, if the run has a folder for it."
-    if path is not None:
+    "Write the checkpoint, if the run has a folder for it: the first process does."
+    if path is not None and step.fabric.is_global_zero:
         save_checkpoint(path, _state(step, batches, stop, it, history))
 
 
