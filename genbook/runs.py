@@ -35,7 +35,7 @@ from typing import Any, NamedTuple
 
 from .core import METRICS, GenbookError, Metric, check_choice, nearest, process_rank, project_root, write_atomic
 
-# %% ../nbs/08_runs.ipynb #9d14df94
+# %% ../nbs/08_runs.ipynb #b2d90cf3
 @dataclass(frozen=True)
 class Parameter:
     "One line of a parameters cell."
@@ -73,12 +73,19 @@ def notebook_path(
     return nbs / f"{notebook}.ipynb"
 
 
+def _cells(path):
+    "The cells of a notebook; raises `GenbookError` for a file that is none, or truncated."
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError) as e:
+        raise GenbookError(f"notebook: {path} is not a notebook, or damaged ({type(e).__name__})") from None
+
+
 def parameters(
     path: Path,  # a notebook
 ) -> dict[str, Parameter]:
     "The parameters of a notebook, in order; empty if it has no such cell."
-    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    source = "\n".join("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", []))
+    source = "\n".join("".join(c["source"]) for c in _cells(path) if "parameters" in c["metadata"].get("tags", []))
     found, lines = {}, source.splitlines()
     for node in ast.parse(source).body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
@@ -87,7 +94,7 @@ def parameters(
             found[node.target.id] = Parameter(node.target.id, ast.literal_eval(node.value), types, comment)
     return found
 
-# %% ../nbs/08_runs.ipynb #ffe67fed
+# %% ../nbs/08_runs.ipynb #9172324a
 @dataclass(frozen=True)
 class Experiment:
     "An entry of `experiments.yaml`."
@@ -103,7 +110,26 @@ class Experiment:
     suite: list = field(default_factory=list)  # names of experiments, instead of a notebook
 
 
-_KEYS = [k for k in Experiment.__dataclass_fields__ if k != "name"]
+_KINDS = {k: f.type for k, f in Experiment.__dataclass_fields__.items() if k != "name"}
+
+
+def _experiment(name, entry):
+    "An entry of `experiments.yaml`, or `GenbookError`."
+    if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name)) or ".." in str(name):
+        raise GenbookError(f"experiments: {name!r} is not a name; allowed: lower-case letters, digits, '.' and '-'")
+    if not isinstance(entry, dict):
+        raise GenbookError(f"experiments: {name}: {entry!r} is not a table of settings; allowed: {', '.join(_KINDS)}")
+    if isinstance(entry.get("source"), dict):
+        entry = entry | {"source": [entry["source"]]}
+    for key, value in entry.items():
+        if key not in _KINDS:
+            raise GenbookError(f"experiments: {name}: {key!r} is not one of {', '.join(_KINDS)}{nearest(key, _KINDS)}")
+        if not isinstance(value, _KINDS[key]):
+            raise GenbookError(f"experiments: {name}: {key}: {value!r} is a {type(value).__name__}, allowed: {_KINDS[key].__name__}")
+    for key, values in entry.get("grid", {}).items():
+        if not isinstance(values, list):
+            raise GenbookError(f"experiments: {name}: grid: {key}: {values!r} is a {type(values).__name__}, allowed: list")
+    return Experiment(str(name), **entry)
 
 
 def load_experiments(
@@ -119,15 +145,9 @@ def load_experiments(
         raise GenbookError(f"experiments: there is no {path}; run genbook inside the project's folder") from None
     except yaml.YAMLError as e:
         raise GenbookError(f"experiments: {path} is not YAML: {' '.join(str(e).split())}") from None
-    found = {}
-    for name, entry in entries.items():
-        if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name)) or ".." in name:
-            raise GenbookError(f"experiments: {name!r} is not a name; allowed: lower-case letters, digits, '.' and '-'")
-        for key in entry:
-            if key not in _KEYS:
-                raise GenbookError(f"experiments: {name}: {key!r} is not one of {', '.join(_KEYS)}{nearest(key, _KEYS)}")
-        source = entry.get("source", [])
-        found[name] = Experiment(name, **entry | {"source": source if isinstance(source, list) else [source]})
+    if not isinstance(entries, dict):
+        raise GenbookError(f"experiments: {path} is not a table of names with their settings")
+    found = {name: _experiment(name, entry) for name, entry in entries.items()}
     for e in found.values():
         for other in e.suite:
             check_choice(f"experiments: {e.name}: suite", other, found)
@@ -280,7 +300,7 @@ def _weights(model):
 def _digest(data):
     return hashlib.sha256(data).hexdigest()[:16]
 
-# %% ../nbs/08_runs.ipynb #f1cec291
+# %% ../nbs/08_runs.ipynb #cfdf3f06
 def code_digest(
     source: str,  # Python
 ) -> str:
@@ -296,8 +316,7 @@ def notebook_digest(
     path: Path,  # a notebook
 ) -> str:
     "Hash of a notebook's code cells: prose, comments and outputs do not make a run stale."
-    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-    return code_digest("\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code"))
+    return code_digest("\n".join("".join(c["source"]) for c in _cells(path) if c["cell_type"] == "code"))
 
 # %% ../nbs/08_runs.ipynb #8e3759b9
 PLUMBING = {"genbook.runs", "genbook.viz", "genbook._modidx"}  # no number comes from these
@@ -394,7 +413,7 @@ def is_done(folder: Path) -> bool:
     "Whether the run in `folder` has a whole result."
     return _read(folder / "status.json").get("state") == "done" and bool(_read(folder / "result.json").get("metrics") is not None)
 
-# %% ../nbs/08_runs.ipynb #359cbec8
+# %% ../nbs/08_runs.ipynb #b01751b8
 def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None = None, limit: float | None = None, devices=1) -> Outcome:
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
@@ -409,6 +428,8 @@ def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None =
             for p in folder.iterdir():
                 if p.name not in (".start.lock", ".lock"):
                     shutil.rmtree(p) if p.is_dir() else p.unlink()
+        for p in folder.rglob(".*.tmp"):  # of a write that was cut short
+            p.unlink()
         began = time.time()
         source = notebook_path(job.notebook, root)
         about = {"experiment": job.experiment, "run_id": job.id, "notebook": job.notebook, "notebook_digest": notebook_digest(source)}
@@ -509,7 +530,7 @@ def _rank(meet, source, folder, *args):
         Path(meet, f"error-{rank}").write_text(error)
         sys.exit(1)
 
-# %% ../nbs/08_runs.ipynb #c466203f
+# %% ../nbs/08_runs.ipynb #a6b33053
 LIVES = 3  # workers that a run may see die
 
 
@@ -538,9 +559,11 @@ def run_jobs(
         futures = {pool.submit(execute, job, runs, threads, force, root, limit, devices): i for i, job in todo.items()}
         try:
             _collect(futures, jobs, runs, outcomes, deaths, report)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt:  # which only this process hears; nothing is lost by a kill, and kernels follow their workers
             for f in futures:
                 f.cancel()
+            for worker in [] if executor else pool._processes.values():  # from Python 3.14 on: pool.kill_workers()
+                worker.kill()
             raise
         finally:
             if executor is None:
@@ -548,7 +571,7 @@ def run_jobs(
         force = False  # what died goes on
     return [outcomes[i] for i in range(len(jobs))]
 
-# %% ../nbs/08_runs.ipynb #2546fbe9
+# %% ../nbs/08_runs.ipynb #20849f82
 def _gpus():
     "The GPUs that may be used, as CUDA_VISIBLE_DEVICES names them; torch is asked only where there seem to be any."
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -580,6 +603,7 @@ def _pool(workers, groups):
 
 def _begin(shares):
     "The first thing that a worker does."
+    os.setsid()  # Ctrl-C in a terminal goes to the process that started it
     _follow_parent()
     share = shares.get()
     if share is not None:

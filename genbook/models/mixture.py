@@ -17,7 +17,7 @@ from ..nn import check_image_shape, check_size
 from ..prob import DiscretizedLogistic
 from ..zoo import register_model
 
-# %% ../../nbs/85_models.mixture.ipynb #4700e9b8
+# %% ../../nbs/85_models.mixture.ipynb #3d82d59b
 class Loss(NamedTuple):
     "Terms for each image, (b,)."
 
@@ -49,7 +49,7 @@ class Mixture(nn.Module):
 
     def joint(self, x: Tensor) -> Tensor:  # (b, c, h, w) -> nats (K, b)
         "log P(x, k) of every component."
-        each = self.likelihood(torch.eye(len(self.logits), device=x.device)[:, None])  # (K, 1, c, h, w)
+        each = self.likelihood(torch.ones_like(self.logits).diag()[:, None])  # (K, 1, c, h, w)
         return each.log_prob(x) + self.logits.log_softmax(0)[:, None]
 
     def log_prob(self, x: Tensor, *, k: int = 1, generator: torch.Generator | None = None) -> Tensor:  # nats (b,)
@@ -67,5 +67,5 @@ class Mixture(nn.Module):
         if y is not None:
             raise GenbookError("y: this model is not conditional and takes no labels")
         k = torch.multinomial((self.logits / temperature).softmax(0), n, replacement=True, generator=generator)
-        p = self.likelihood(torch.eye(len(self.logits), device=k.device)[k])
+        p = self.likelihood(torch.ones_like(self.logits).diag()[k])
         return DiscretizedLogistic(p.loc, p.log_scale + math.log(temperature), levels=self.levels).sample(generator)
