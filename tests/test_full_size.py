@@ -34,7 +34,11 @@ def test_twenty_steps_and_on(name, tmp_path):
     for step in (20, 30):
         end = time.time() + 1200
         process = subprocess.Popen(
-            command, env=os.environ | {"GENBOOK_RUNS": str(tmp_path)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            command,
+            env=os.environ | {"GENBOOK_RUNS": str(tmp_path)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # whoever started the tests may ignore it
         )
         while process.poll() is None and not reached(tmp_path, step) and time.time() < end:
             time.sleep(1)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import resource
 import shutil
@@ -168,10 +169,11 @@ def test_grid_goes_on_after_a_failure_and_repeats_only_it(project):
 
 
 def test_nan_names_step_term_and_checkpoint(project):
-    code, out, _ = genbook(project, "run", "tiny", "-p", "poison", 57)
-    folder = only_run(project)
-    assert code == 1 and "total = nan at step 58" in out and f"{folder}/checkpoint/main.pt, step 40" in out
-    assert torch.load(folder / "checkpoint/main.pt", weights_only=True)["it"] == 40
+    at = random.randrange(20, 300)  # checkpoints are at 20, 40, ...
+    code, out, _ = genbook(project, "run", "tiny", "-p", "poison", at)
+    folder, kept = only_run(project), at // 20 * 20
+    assert code == 1 and f"total = nan at step {at + 1}" in out and f"{folder}/checkpoint/main.pt, step {kept}" in out
+    assert torch.load(folder / "checkpoint/main.pt", weights_only=True)["it"] == kept
 
 
 def test_damaged_checkpoint_is_named(project):
@@ -180,6 +182,51 @@ def test_damaged_checkpoint_is_named(project):
     path.write_bytes(path.read_bytes()[:-1000])
     code, out, _ = genbook(project, "run", "tiny", "-p", "poison", 57)
     assert code == 1 and f"checkpoint: {path} is damaged" in out and "delete it" in out
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("what", ["checkpoint/main.pt", "result.json"])
+def test_killed_while_writing_a_file(tmp_path, what, again):
+    "kill -9 with half of the bytes on the disk: what was there before, or nothing, is there after."
+    from genbook.runs import Run
+    from genbook.train import load_checkpoint, save_checkpoint
+
+    def die(file):
+        os.ftruncate(file, os.fstat(file).st_size // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    run = Run(tmp_path / "runs/demo/a")
+    path = run.dir / what
+    write = run.finish if what == "result.json" else lambda: save_checkpoint(path, {"step": {"model": {"w": torch.ones(99)}}, "it": 1})
+    before = None
+    if again:
+        write()
+        before = path.read_bytes()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.fsync = die
+            write()
+        finally:
+            os._exit(0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert (path.read_bytes() if path.exists() else None) == before and len(list(path.parent.glob(".*.tmp"))) == 1
+    write()
+    assert read(path) if what == "result.json" else load_checkpoint(path)["it"] == 1
+
+
+def test_checkpoints_from_elsewhere_load_weights_only(tmp_path):
+    from genbook.core import GenbookError
+    from genbook.train import load_checkpoint
+
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "made"),)
+
+    torch.save({"step": {"model": {"w": torch.ones(9)}}, "it": 1, "more": Evil()}, tmp_path / "main.pt")
+    with pytest.raises(GenbookError, match="main.pt is damaged .UnpicklingError."):
+        load_checkpoint(tmp_path / "main.pt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_full_disk_keeps_the_checkpoint(project):
@@ -234,8 +281,13 @@ def test_mistakes_that_the_kernel_finds_get_one_line(project, params, message):
         ("tiny: {notebook: 10_tine}", "notebook: there is no '10_tine'"),
         ("tiny: {notebook: 10_tiny, params: {zdm: 2}}", "tiny: parameter 'zdm' is not one of 10_tiny's; did you mean 'zdim'?"),
         ("tiny: {notebook: ../secret}", "notebook: there is no '../secret'"),
+        ("tiny: {notebook: of/10_tiny}", "notebook: there is no 'of/10_tiny'"),
         ("tiny: {suite: [tinny]}", "did you mean 'tiny'?"),
         ("tiny: [", "is not YAML"),
+        ("tiny:", "experiments: tiny: None is not a table of settings"),
+        ("tin", "is not a table of names"),
+        ("tiny: {notebook: 10_tiny, seeds: 3}", "tiny: seeds: 3 is a int, allowed: list"),
+        ("tiny: {notebook: 10_tiny, grid: {zdim: 2}}", "tiny: grid: zdim: 2 is a int, allowed: list"),
         ("../tiny: {notebook: 10_tiny}", "'../tiny' is not a name"),
         ("tiny: !!python/object/apply:os.system [ls]", "is not YAML"),
     ],
@@ -246,13 +298,27 @@ def test_mistakes_in_experiments_get_one_line(project, text, message):
     assert code == 2 and message in err and len(err.splitlines()) == 1, err
 
 
+def test_truncated_notebook_is_named(project):
+    path = project / "nbs/10_tiny.ipynb"
+    path.write_bytes(path.read_bytes()[:-40])
+    code, _, err = genbook(project, "run", "tiny")
+    assert code == 2 and f"notebook: {path} is not a notebook, or damaged" in err and len(err.splitlines()) == 1, err
+
+
+LOOPBACK = {"127.0.0.1", "::1"}
+
+
+def listening(processes):
+    "The addresses at which they listen."
+    return {c.laddr.ip for p in processes for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+
+
 def test_two_devices_make_one_record_and_go_on_after_a_kill(project):
     args = ("run", "tiny", "-p", "slow", 0.02, "--devices", 2)
     process = start(project, *args)
     wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
     family = psutil.Process(process.pid).children(recursive=True)
-    heard = {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
-    assert heard <= {"127.0.0.1", "::1"} and sum("ipykernel" in " ".join(p.cmdline()) for p in family) == 2
+    assert listening(family) <= LOOPBACK and sum("ipykernel" in " ".join(p.cmdline()) for p in family) == 2
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(family, timeout=20)
@@ -358,14 +424,22 @@ def test_dead_kernel_is_reported_and_only_failed_runs_are_repeated(project):
     assert code == 0 and out.startswith("done")
 
 
-def test_workers_end_with_the_process_that_started_them(project):
-    process = start(project, "run", "tiny-grid", "-p", "slow", 0.2, "-p", "every", 5, "--workers", 2, start_new_session=True)
+def test_killed_grid_ends_its_workers_and_goes_on(project):
+    args = ("run", "tiny-grid", "-p", "slow", 0.2, "-p", "every", 5, "--workers", 2)
+    process = start(project, *args, start_new_session=True)
     wait_for(project, "runs/tiny-grid/*/checkpoint/main.pt", process)
     family = psutil.Process(process.pid).children(recursive=True)
+    assert listening(family) <= LOOPBACK
     process.kill()
     process.communicate()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert not alive and not list(project.glob("runs/tiny-grid/*/result.json"))
+    begun = next(project.glob("runs/tiny-grid/*/checkpoint/main.pt")).parents[1]
+    (begun / ".metrics.jsonl.1.tmp").write_text("half of it")
+    params = read(begun / "params.json")["params"]
+    code, out, err = genbook(project, *args, "-p", "zdim", params["zdim"], "--seeds", params["seed"])
+    assert code == 0 and read(begun / "result.json")["resumed_from"] >= 5, out + err
+    assert not list(begun.rglob("*.tmp"))
 
 
 def test_hanging_kernel_meets_the_time_limit(project):
@@ -381,7 +455,7 @@ def test_stopping_is_clean_and_a_second_start_goes_on(project):
     wait_for(project, "runs/tiny/*/checkpoint/main.pt", process)
     kernel = newest_kernel(process)
     os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C sends
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=10)
     assert process.returncode == 130 and err.strip() == "genbook: stopped; the same command goes on from here", err
     psutil.wait_procs([kernel], timeout=20)
     assert not kernel.is_running()
@@ -425,8 +499,6 @@ def test_cluster_that_is_not_there_is_named(project):
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments(project, capsys):
     "Nothing finished is lost, and no partial file is ever read as a whole one."
-    import random
-
     from genbook.train import load_checkpoint
 
     args, moments, step, survived = ("run", "tiny", "-p", "slow", 0.05, "-p", "every", 5, "-p", "steps", 2000), random.Random(0), 0, 0
