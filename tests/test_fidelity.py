@@ -7,6 +7,7 @@ import time
 import zipfile
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -20,21 +21,25 @@ from genbook.fidelity import (
     birthday,
     classifier,
     collapse,
+    cost,
     density_coverage,
     fetch_inception,
     fid,
     frechet_curve,
     frechet_distance,
+    frechet_draws,
     inception_features,
     inception_path,
     kid,
     memorisation,
     mmd,
     precision_recall,
+    protocol,
     same_threshold,
     similar_pairs,
     train_classifier,
 )
+from genbook.train import LossStep, fit
 
 
 @pytest.fixture(autouse=True)
@@ -247,6 +252,127 @@ def test_nearest_is_exact_where_the_search_rounds():
     far = 1000 + torch.rand(50, 30)  # a large common offset, small differences
     index, distance = fidelity._nearest(far + 1e-3, far)
     assert torch.equal(index, torch.arange(50)) and torch.allclose(distance, (far + 1e-3 - far).double().norm(dim=1))
+
+
+# ---- the protocol
+
+
+class Sampler(torch.nn.Module):
+    "Gives what a function makes of a number and a generator."
+
+    def __init__(self, make):
+        super().__init__()
+        self.make, self.unused = make, torch.nn.Parameter(torch.zeros(1))
+
+    def sample(self, n, *, generator):
+        return self.make(n, generator)
+
+
+def one_of(images):
+    "A sampler that draws from images, none twice."
+    return Sampler(lambda n, g: images[torch.randperm(len(images), generator=g)[:n]])
+
+
+class Terms(NamedTuple):
+    total: torch.Tensor
+
+
+class Pixels:
+    "A classifier whose features are the pixels."
+
+    hash, accuracy = "pixels", SimpleNamespace(value=1.0)
+    features = staticmethod(lambda x: x.flatten(1))
+
+
+@pytest.fixture(scope="module")
+def divided(digits):
+    "Digits in three parts (training, fresh and test images), and a classifier."
+    x, y = (torch.cat([getattr(s, k) for s in digits.splits.values()]) for k in "xy")
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0)).split([900, 500, len(x) - 1400])
+    train, fresh, test = (data.Images(x[i], y[i], 17) for i in order)
+    ds = data.DataSet("digits", 17, digits.classes, train.image_shape, train, test, test)
+    return ds, fresh.float()[0], train_classifier(ds, epochs=4)
+
+
+@pytest.fixture
+def measure(divided, monkeypatch):
+    monkeypatch.setattr(fidelity, "classifier", lambda *_, **__: divided[2])
+    return lambda model, **how: protocol(model, divided[0], n=300, device="cpu", **how)
+
+
+def test_protocol_flags_copies_of_the_training_images(divided, measure):
+    ds, fresh, _ = divided
+    samples, found = measure(one_of(ds.train.float()[0]))
+    assert found["copies"].value == found["copies__features"].value == 1.0 and found["copies_p"].value < 1e-20
+    assert all((ds.train.float()[0] == x).flatten(1).all(1).any() for x in samples[:20])
+    assert "identical: 300 samples, 0 held-out" in found["copies_p"].estimator
+    _, found = measure(one_of(fresh))
+    assert found["copies"].value < 0.05 and found["copies_p"].value > 1e-3 and found["copies_p__features"].value > 1e-3
+
+
+def test_protocol_gives_fresh_real_images_the_floor(divided, measure):
+    ds, fresh, judge = divided
+    _, found = measure(one_of(fresh), draws=4)
+    of, real = judge.features(fresh), judge.features(ds.test)
+    each = torch.tensor([frechet_distance(of[torch.randperm(500)[:300]], real) for _ in range(30)]).double()
+    mean, floor = found["frechet_classifier"], found["frechet_classifier__floor"]
+    assert abs(mean.value - each.mean()) < 4 * each.std() / 2 and mean.n == floor.n == 300
+    seen = judge.features(ds.train)  # the floor is of training images, in draws of its own
+    draws = torch.tensor([frechet_distance(seen[torch.randperm(900)[:300]], real) for _ in range(30)]).double()
+    assert abs(floor.value - draws.mean()) < 4 * draws.std() / 2
+    for name in ("precision", "recall", "density", "coverage", "class_kl"):  # neither better nor worse than training images
+        assert abs(found[name].value - found[f"{name}__real"].value) < 0.1, name
+
+
+def test_protocol_of_the_test_images_themselves_is_perfect(divided, measure):
+    ds, _, judge = divided
+    x = ds.test.float()[0]
+    samples, found = protocol(one_of(x), ds, device="cpu")  # all of them, in another order
+    assert samples.shape == x.shape and abs(found["frechet_classifier"].value) < 1e-3
+    assert [found[k].value for k in ("precision", "recall", "coverage")] == [1.0] * 3
+    wrong = Sampler(lambda n, g: 1 - x[:n])
+    _, worse = measure(wrong)
+    assert worse["frechet_classifier"].value > 20 * found["frechet_classifier__floor"].value and worse["recall"].value < 0.5
+
+
+def test_frechet_draws_of_gaussians():
+    "Against the distance of two Gaussians with independent coordinates, and draw by draw."
+    noise = Sampler(lambda n, g: 0.5 + 0.05 * torch.randn(n, 1, 2, 2, generator=g))
+    real = 0.6 + 0.1 * torch.randn(20_000, 4, generator=torch.Generator().manual_seed(1))
+    found = frechet_draws(noise, real, Pixels, 5000, draws=4, seed=7)
+    assert found.value == pytest.approx(4 * (0.1**2 + (0.1 - 0.05) ** 2), rel=0.02) and found.n == 5000
+    each = []
+    for seed in (7, 8, 9, 10):
+        g = torch.Generator().manual_seed(seed)
+        made = torch.cat([noise.sample(500, generator=g) for _ in range(10)]).flatten(1).double().numpy()
+        known = real.double().numpy()
+        a, b = np.cov(made.T), np.cov(known.T)
+        root = np.sqrt(np.linalg.eigvals(a @ b).real.clip(0)).sum()
+        each.append(((made.mean(0) - known.mean(0)) ** 2).sum() + np.trace(a) + np.trace(b) - 2 * root)
+    assert found.value == pytest.approx(np.mean(each), rel=1e-4) and found.se == pytest.approx(np.std(each, ddof=1) / 2, rel=1e-2)
+    assert frechet_draws(noise, real, Pixels, 500, draws=1).se is None
+
+
+def test_cost_is_what_was_counted():
+    "Parameters of an affine map by its formula; images as the model saw them."
+    seen = []
+
+    class Affine(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 5)
+            self.layer.bias.requires_grad_(False)
+
+        def loss(self, x, y=None, *, it=None):
+            seen.append(len(x))
+            return Terms(self.layer(x.flatten(1)).square().sum(1))
+
+    images = data.Images(torch.randint(0, 17, (50, 1, 8, 8), dtype=torch.uint8), torch.zeros(50), 17)
+    step = LossStep(Affine(), device="cpu")
+    history = fit(step, data.Batches(images, 12, device="cpu"), 7, progress=False)
+    found = {name: m.value for name, m in cost(step.model, history, 12).items()}
+    assert found["parameters"] == 64 * 5 + 5 and found["images_seen"] == sum(seen) == 84
+    assert found["train_minutes"] == history.seconds / 60 and found["train_images_per_s"] == pytest.approx(84 / history.seconds)
 
 
 # ---- Inception
