@@ -6,14 +6,15 @@
 __all__ = ['LIVES', 'TABLES', 'REAL', 'Parameter', 'notebook_path', 'parameters', 'Experiment', 'load_experiments',
            'get_experiment', 'Job', 'expand', 'Run', 'lock', 'code_digest', 'notebook_digest', 'Outcome', 'runs_root',
            'has_failed', 'is_done', 'run_jobs', 'cluster', 'progress_of', 'is_stale', 'load', 'check_result', 'save',
-           'summary', 'Table', 'cell', 'tables']
+           'summary', 'Table', 'cell', 'tables', 'verdict']
 
-# %% ../nbs/08_runs.ipynb #fde622c0
+# %% ../nbs/08_runs.ipynb #6f6d2230
 import ast
 import fcntl
 import hashlib
 import itertools
 import json
+import math
 import os
 import re
 import shutil
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -841,7 +842,7 @@ def tables(
                 )
     return found
 
-# %% ../nbs/08_runs.ipynb #6eb2b57a
+# %% ../nbs/08_runs.ipynb #e7532925
 def _head(name):
     arrow = {"higher": " ↑", "lower": " ↓"}.get(METRICS[name.partition("__")[0]][1], "")
     return name + arrow
@@ -864,7 +865,7 @@ def _real(group, name):
 def _card(group, names):
     "Under which conditions the numbers of a table hold."
     join = lambda values, most=4: "; ".join([*values][:most]) + (f"; and {len(values) - most} more" if len(values) > most else "")
-    lines = []
+    lines = [f"data: {group[0]['data']}"]
     for name in names:
         ms = [r["metrics"][name] for r in group if name in r["metrics"]]
         unit, n = ms[0]["unit"], ", ".join(dict.fromkeys(f"{m['n']:,}" for m in ms if m["n"]))
@@ -873,3 +874,35 @@ def _card(group, names):
         lines.append(f"{name}{f' [{unit}]' if unit else ''}: {split}{f', n = {n}' if n else ''}{f'; {how}' if how else ''}")
     memory = max(r["memory"] for r in group)
     return [*lines, f"device: {join(dict.fromkeys(r['device'] for r in group))}" + (f"; at most {memory:,} MB of memory" if memory else "")]
+
+# %% ../nbs/08_runs.ipynb #566ead26
+def verdict(
+    low: Sequence[float],  # values of a metric over seeds, of what is said to be smaller
+    high: Sequence[float],  # of what is said to be larger
+    *,
+    of: str = "mean",  # or "deviation": which of the two varies less
+) -> str:
+    """Whether values are smaller than others: "upheld", "not upheld", "not decided" where the seeds do not separate them, "no run".
+
+    Means by Welch's t-test (Welch 1947), deviations by the F-test of the logarithms; both two-sided at 5 %."""
+    from scipy.special import fdtr, stdtr
+
+    check_choice("of", of, ("mean", "deviation"))
+    if not (low and high):
+        return "no run"
+    if min(len(low), len(high)) == 1:
+        return "not decided (one seed)"
+    if of == "deviation":
+        if min(*low, *high) <= 0:
+            raise GenbookError(f"low, high: {min(*low, *high):g} has no logarithm; relative deviations are of values above 0")
+        low, high = ([math.log(v) for v in values] for values in (low, high))
+    a, b = statistics.variance(low), statistics.variance(high)
+    gap, parts = statistics.fmean(high) - statistics.fmean(low), (a / len(low), b / len(high))
+    if of == "deviation":
+        p = fdtr(len(high) - 1, len(low) - 1, b / a) if a else float(b > 0)
+    elif sum(parts):
+        df = sum(parts) ** 2 / (parts[0] ** 2 / (len(low) - 1) + parts[1] ** 2 / (len(high) - 1))
+        p = stdtr(df, gap / sum(parts) ** 0.5)
+    else:
+        p = 0.5 + 0.5 * ((gap > 0) - (gap < 0))
+    return "upheld" if p > 0.975 else "not upheld" if p < 0.025 else "not decided"
