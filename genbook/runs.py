@@ -8,9 +8,10 @@ __all__ = ['LIVES', 'TABLES', 'REAL', 'Parameter', 'notebook_path', 'parameters'
            'has_failed', 'is_done', 'run_jobs', 'cluster', 'progress_of', 'is_stale', 'load', 'check_result', 'save',
            'summary', 'Table', 'cell', 'tables', 'verdict']
 
-# %% ../nbs/08_runs.ipynb #6f6d2230
+# %% ../nbs/08_runs.ipynb #d63d87bc
 import ast
 import fcntl
+import functools
 import hashlib
 import itertools
 import json
@@ -301,7 +302,8 @@ def _weights(model):
 def _digest(data):
     return hashlib.sha256(data).hexdigest()[:16]
 
-# %% ../nbs/08_runs.ipynb #cfdf3f06
+# %% ../nbs/08_runs.ipynb #eb3553cb
+@functools.lru_cache(maxsize=1024)  # hundreds of results name the same modules
 def code_digest(
     source: str,  # Python
 ) -> str:
