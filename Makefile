@@ -34,7 +34,7 @@ docs: .venv/.quarto ## the site, in _docs (needs Quarto)
 lab: $(READY) ## Jupyter Lab on the notebooks
 	@"$(BIN)/jupyter" lab nbs
 
-bench: $(READY) ## throughput beside peers, import and start-up times
+bench: $(READY) ## throughput beside peers, import and start-up times, what a run costs beyond its notebook
 	@"$(BIN)/python" -c "import pythae" 2>/dev/null || $(PIP) pythae==0.1.2 -c constraints.txt
 	@OMP_NUM_THREADS=1 "$(BIN)/python" benchmarks/throughput.py
 

@@ -1,6 +1,6 @@
-"""Training throughput beside plain loops and beside a peer, sampling times, and start-up times, in one process, interleaved.
+"""Training throughput beside plain loops and beside a peer, sampling times, start-up times, and what a run costs beyond its notebook.
 
-    python benchmarks/throughput.py [NAME...] [--rounds 7] [--device cpu]      NAME: vae, realnvp, dcgan, start-up
+    python benchmarks/throughput.py [NAME...] [--rounds 7] [--device cpu]      NAME: vae, realnvp, dcgan, start-up, runs
 
 Every variant of a case trains the same network with the same batch size and optimiser. Each round times each variant once, in another
 order; a ratio is the median over rounds of the ratio within a round, so that a slow minute of the machine hits both sides.
@@ -12,6 +12,7 @@ import io
 import logging
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -19,10 +20,13 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import nbformat
 import torch
 from torch import nn
 
+from genbook.core import project_root
 from genbook.data import Batches, Images
 from genbook.models import gan, realnvp, vae
 from genbook.nn import n_parameters
@@ -222,13 +226,63 @@ def start_up():
         print(f"  {label:26} {statistics.median(timed(run) for _ in range(3)):.2f}")
 
 
+NOTEBOOK = """from genbook.runs import Run
+run = Run(run_dir)
+run.finish();"""
+
+
+def around_the_cells(folder, n):
+    "Seconds of `genbook run` with `n` runs of a notebook that does nothing, one at a time, less those of the notebook's cells."
+    first = nbformat.v4.new_code_cell("seed: int = 0  # seed\nrun_dir: str | None = None  # folder")
+    first.metadata["tags"] = ["parameters"]
+    (folder / "nbs").mkdir(parents=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(NOTEBOOK)]), folder / "nbs/10_nothing.ipynb")
+    shutil.copy(project_root() / "settings.ini", folder)
+    (folder / "experiments.yaml").write_text(f"nothing: {{notebook: 10_nothing, seeds: {[*range(n)]}}}\n")
+    script = [os.path.join(os.path.dirname(sys.executable), "genbook"), "run", "nothing", "--workers", "1"]
+    began = time.perf_counter()
+    subprocess.run(script, cwd=folder, check=True, capture_output=True)
+    seconds = time.perf_counter() - began
+    books = [nbformat.read(path, 4) for path in folder.glob("runs/nothing/*/notebook.ipynb")]
+    assert len(books) == n
+    return seconds - sum(c.metadata["papermill"]["duration"] for book in books for c in book.cells)
+
+
+def kernel_start():
+    "Seconds until a kernel answers."
+    from jupyter_client.manager import start_new_kernel
+
+    began = time.perf_counter()
+    manager, client = start_new_kernel(kernel_name="python3", extra_arguments=["--log-level=50"])
+    seconds = time.perf_counter() - began
+    client.stop_channels()
+    manager.shutdown_kernel(now=True)
+    return seconds
+
+
+def per_run(rounds=3, n=4):
+    "What `genbook run` costs beyond the cells of its notebooks and the starts of their kernels."
+    first, further = [], []
+    for _ in range(rounds):
+        kernel = kernel_start()
+        with tempfile.TemporaryDirectory() as tmp:
+            one, many = (around_the_cells(Path(tmp, str(k)), k) - k * kernel for k in (1, n))
+        first.append(one)
+        further.append((many - one) / (n - 1))
+    print(f"genbook run, seconds a run beyond its cells and the kernel's start ({kernel:.2f}), {rounds} rounds")
+    for label, seconds in {"the first of a start": first, "each further one": further}.items():
+        print(f"  {label:26} {statistics.median(seconds):.2f} ({min(seconds):.2f} to {max(seconds):.2f})")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("names", nargs="*", choices=[*CASES, "start-up", []], metavar="NAME", help=", ".join([*CASES, "start-up"]))
+    parser.add_argument(
+        "names", nargs="*", choices=[*CASES, "start-up", "runs", []], metavar="NAME", help=", ".join([*CASES, "start-up", "runs"])
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
-    names = args.names or [*CASES, "start-up"]
+    names = args.names or [*CASES, "start-up", "runs"]
     for name in CASES:
         if name in names:
             train(CASES[name], args.rounds, args.device)
@@ -237,6 +291,8 @@ def main():
         sampling(drawn, args.rounds, args.device)
     if "start-up" in names:
         start_up()
+    if "runs" in names:
+        per_run()
 
 
 if __name__ == "__main__":
