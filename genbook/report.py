@@ -20,14 +20,14 @@ from pathlib import Path
 
 from .core import GenbookError, project_root, write_atomic
 
-# %% ../nbs/09_report.ipynb #5554f619
+# %% ../nbs/09_report.ipynb #7493a5f8
 PARTS = {
     1: "Autoencoders and VAEs",
     2: "Normalizing flows",
     3: "Adversarial networks",
     4: "Autoregressive models",
     5: "Diffusion and flow matching",
-    8: "A family of one's own",
+    8: "Make it your own",
     9: "Comparisons",
 }
 QUARTO_HINT = (
