@@ -271,7 +271,7 @@ def results(names, form, folder, save):
     else:
         click.echo(json.dumps(rows, indent=1))
 
-# %% ../nbs/81_cli.ipynb #1fc98476
+# %% ../nbs/81_cli.ipynb #6ba654b2
 @cli.command()
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), help="Where data live.  [default: GENBOOK_DATA, or data/]")
@@ -320,8 +320,13 @@ def report(execute, folder, workers):
     folder = folder or runs.runs_root()
     jobs = [j for nb in chapters() for j in runs.expand(runs.Experiment("report", Path(nb).stem, seeds=[0]))]
     if execute:
-        with _Progress(jobs, folder) as progress:
-            outcomes = runs.run_jobs(jobs, folder, workers=workers, force=True, report=progress)
+        outcomes = []
+        for part in (
+            [j for j in jobs if j.notebook < "9"],
+            [j for j in jobs if j.notebook >= "9"],
+        ):  # comparisons read the runs of the others
+            with _Progress(part, folder) as progress:
+                outcomes += runs.run_jobs(part, folder, workers=workers, force=True, report=progress)
         failed = [o for o in outcomes if o.state != "done"]
         if failed:
             raise GenbookError("report: " + "; ".join(f"{o.job.notebook}: {o.state}: {o.error} ({o.dir})" for o in failed))
