@@ -9,6 +9,7 @@ import io
 import json
 import re
 import runpy
+import sys
 import tokenize
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -185,7 +186,7 @@ def one_notebook_one_module(book):
         header = re.search(r"File to edit: \S*nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8"))
         module = ".".join(name.with_suffix("").parts[1:])
         if not header or header[1] not in stems or stems[header[1]].module != module:
-            yield f"{name}: no notebook exports it"
+            yield f"{name}: no notebook exports it; code belongs in nbs/, so delete it, or give a notebook `#| default_exp {module}`"
 
 
 @rule
@@ -277,17 +278,17 @@ def clean(book):
     for n in book.notebooks:
         ids = [c.raw.get("id") for c in n.cells]
         if None in ids or len(set(ids)) < len(ids):
-            yield f"{n.stem}: cells without ids, or with the same"
+            yield f"{n.stem}: cells without ids, or with the same; `make export` mends it"
         if extra := set(n.raw["metadata"]) - {"kernelspec"}:
-            yield f"{n.stem}: metadata {', '.join(sorted(extra))}"
+            yield f"{n.stem}: metadata {', '.join(sorted(extra))}; `make export` removes it"
         for c in n.cells:
             outputs = c.raw.get("outputs", [])
             if c.raw.get("execution_count") is not None or any(o.get("execution_count") is not None for o in outputs):
-                yield f"{c}: execution count"
+                yield f"{c}: execution count; `make export` removes it"
             if extra := set(c.raw["metadata"]) - {"tags"}:
                 yield f"{c}: metadata {', '.join(sorted(extra))}"
             if any(o["output_type"] == "error" or o.get("name") == "stderr" for o in outputs):
-                yield f"{c}: an error, a warning or a progress bar among its outputs"
+                yield f"{c}: an error, a warning or a progress bar among its outputs; mend the cause and run the notebook again"
 
 
 @rule
@@ -295,7 +296,7 @@ def small(book):
     "A notebook has at most 400 kB, a cell at most 60 lines of 140 characters, an exported definition at most 40 (blank ones not counted)."
     for n in book.notebooks:
         if n.path.stat().st_size > 400_000:
-            yield f"{n.stem}: {n.path.stat().st_size // 1000} kB"
+            yield f"{n.stem}: {n.path.stat().st_size // 1000} kB; draw its figures with fewer pixels, or clear outputs that nobody needs"
         for c in n.code:
             full = [i for i, line in enumerate(c.code.splitlines(), 1) if line.strip()]
             if len(full) > 60:
@@ -351,7 +352,7 @@ def parameters(book):
     for n in book.notebooks:
         cells = [c for c in n.code if "parameters" in c.tags]
         if len(cells) > 1 or n.chapter and not cells:
-            yield f"{n.stem}: {len(cells)} parameters cells"
+            yield f"{n.stem}: {len(cells)} parameters cells; give one cell the tag `parameters` (JupyterLab: Property Inspector, Cell Tags)"
         for c in cells:
             names = {node.target.id for node in c.body if isinstance(node, ast.AnnAssign)}
             if missing := {"seed", "device", "run_dir"} - names:
@@ -529,13 +530,13 @@ def figures_have_captions(book):
 
 @rule
 def references_resolve(book):
-    "Every @eq- and @fig- in the prose is a label of the site; in a chapter it is one of a chapter, since the book has no other pages."
-    chapters = _labels(c for c in book.markdown + book.code if c.notebook.chapter)
-    everywhere = _labels(book.markdown + book.code)
-    for c in book.markdown:
-        for name in re.findall(r"@((?:eq|fig|sec|tbl)-[a-z0-9-]*[a-z0-9])", _prose(c)):
-            if name not in (chapters if c.notebook.chapter else everywhere):
-                yield f"{c}: there is no {name}"
+    "Every @eq- and @fig- in the prose is a label of its own notebook: the site numbers the labels of each page by themselves."
+    for n in book.notebooks:
+        labels = _labels(n.cells)
+        for c in n.markdown:
+            for name in re.findall(r"@((?:eq|fig|sec|tbl)-[a-z0-9-]*[a-z0-9])", _prose(c)):
+                if name not in labels:
+                    yield f"{c}: there is no {name} in this notebook; name the chapter instead"
 
 
 def _labels(cells):
@@ -553,7 +554,7 @@ def readme_is_index(book):
     "README.md is what .ci/readme.py makes of nbs/index.ipynb."
     made = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "readme.py"))["readme"](book.root / "nbs" / "index.ipynb")
     if not (book.root / "README.md").exists() or (book.root / "README.md").read_text(encoding="utf-8") != made:
-        yield "README.md: not what `make readme` writes"
+        yield "README.md: not what `make readme` writes; edit nbs/index.ipynb instead, then make readme"
 
 
 @rule
@@ -583,3 +584,7 @@ def no_machine_is_named(book):
         for i, line in enumerate(p.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
             if len(line) < 5000 and (m := re.search(rf"{hosts}|{paths}", line)):
                 yield f"{p.relative_to(book.root)}:{i}: {m[0]}"
+
+
+if __name__ == "__main__":  # what is broken, one line each: a hook of .pre-commit-config.yaml
+    sys.exit("\n".join(line for holds in RULES.values() for line in holds(Book(Path(__file__).parents[1]))) or None)

@@ -47,7 +47,8 @@ def regenerated(root: Path, copy: Path) -> list[str]:  # files that differ
 
 def test_exported(root, tmp_path):
     "The notebooks are clean, and genbook/ is what they export: no file differs, is new, or is left over."
-    assert not (changed := regenerated(root, tmp_path)), "run `make export`: " + ", ".join(changed)
+    advice = "notebooks and modules differ: edit notebooks, not modules, then `make export` and commit both: "
+    assert not (changed := regenerated(root, tmp_path)), advice + ", ".join(changed)
 
 
 def modules_after(code: str) -> set[str]:  # top-level names
