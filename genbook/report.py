@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'QUARTO_HINT', 'chapters', 'stem', 'stage', 'preface', 'notation', 'Page', 'fallback', 'render', 'build']
 
-# %% ../nbs/09_report.ipynb #8e55fd83
+# %% ../nbs/09_report.ipynb #c4f5fffb
 import ast
 import html
 import json
@@ -14,7 +14,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -630,13 +632,21 @@ def _book(root, staged, cited):
         listed.append(page.relative_to(root).as_posix())
     return write_atomic(root / "report/_book.yml", yaml.safe_dump({"book": {"chapters": listed}}, sort_keys=False))
 
-# %% ../nbs/09_report.ipynb #f424769f
-def _run_quarto(quarto, root, to):
+# %% ../nbs/09_report.ipynb #4c567b8d
+def _sources(root, copy):
+    "Copy what Quarto reads of a project."
+    shutil.copytree(root / "report", copy / "report")
+    shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
+    for name in ("_quarto.yml", "index.qmd"):
+        shutil.copy(root / name, copy)
+    return copy
+
+
+def _run_quarto(quarto, root, to, log):
     "Render to one format; says what Quarto warned of, and where its log is if it failed."
     shutil.rmtree(root / "_report", ignore_errors=True)
     env = {**os.environ, "QUARTO_PYTHON": sys.executable, "NO_COLOR": "1"}
     done = subprocess.run([quarto, "render", str(root), "--to", to], capture_output=True, text=True, env=env)
-    log = root / "report/quarto.log"
     with open(log, "a", encoding="utf-8") as f:
         f.write(done.stdout + done.stderr)
     for warning in re.findall(r"^.*(?:WARN|Unable to resolve).*$", done.stdout + done.stderr, re.M):
@@ -646,7 +656,7 @@ def _run_quarto(quarto, root, to):
         print(f"report: Quarto could not make {to}, see {log}", file=sys.stderr)
     return good
 
-# %% ../nbs/09_report.ipynb #779c0ce8
+# %% ../nbs/09_report.ipynb #2cfcc786
 def render(
     root: str | os.PathLike,  # the project, with staged notebooks in report/
 ) -> Path:  # the first page
@@ -659,15 +669,17 @@ def render(
         return page
     staged = sorted((root / "report").glob("*.ipynb"))
     _book(root, staged, cited=any("@" in p.read_text(encoding="utf-8") for p in staged))
-    (root / "report/quarto.log").unlink(missing_ok=True)
-    pdf = root / "report/genbook.pdf"
-    if quarto[1] < (1, 9):
-        print("report: the PDF needs Quarto 1.9", file=sys.stderr)
-    elif _run_quarto(quarto[0], root, "typst"):
-        os.replace(root / "_report/genbook.pdf", pdf)  # rendering HTML begins by emptying the folder
-    page = root / "_report/index.html" if _run_quarto(quarto[0], root, "html") else fallback(root)
-    if pdf.is_file():
-        os.replace(pdf, root / "_report/genbook.pdf")
+    log = root / "report/quarto.log"
+    log.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor() as pool:
+        pdf = None
+        if quarto[1] < (1, 9):
+            print("report: the PDF needs Quarto 1.9", file=sys.stderr)
+        else:  # of a copy, beside the pages
+            pdf = pool.submit(_run_quarto, quarto[0], _sources(root, Path(folder) / "book"), "typst", log)
+        page = root / "_report/index.html" if _run_quarto(quarto[0], root, "html", log) else fallback(root)
+        if pdf and pdf.result():
+            shutil.copy(Path(folder) / "book/_report/genbook.pdf", root / "_report")
     return page
 
 
