@@ -6,10 +6,12 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
 from PIL import Image
+from scipy import stats
 
 from genbook import runs
 from genbook.cli import cli
@@ -170,3 +172,26 @@ def test_comments_docstrings_and_prose_leave_a_run_fresh(tmp_path):
     assert runs.is_stale(result, tmp_path)
     module.unlink()
     assert runs.is_stale(result, tmp_path)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_verdict_is_the_t_test_and_the_f_test(seed):
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(2, 8, 2)
+    low, high = rng.lognormal(0, 0.3, n).tolist(), rng.lognormal(rng.normal(), 0.3 * rng.choice([1, 5]), m).tolist()
+    t = stats.ttest_ind(high, low, equal_var=False)
+    assert runs.verdict(low, high) == ("not decided" if t.pvalue > 0.05 else "upheld" if t.statistic > 0 else "not upheld")
+    ratio = np.var(np.log(high), ddof=1) / np.var(np.log(low), ddof=1)
+    p = 2 * min(stats.f.cdf(ratio, m - 1, n - 1), stats.f.sf(ratio, m - 1, n - 1))
+    assert runs.verdict(low, high, of="deviation") == ("not decided" if p > 0.05 else "upheld" if ratio > 1 else "not upheld")
+
+
+def test_every_number_of_the_reports_says_what_answers_it():
+    "Sources name registered metrics and known experiments, so that chapter 90 finds them."
+    known = runs.load_experiments(ROOT)
+    for name, e in known.items():
+        for s in e.source:
+            for key in ("ours", "right"):
+                words = " ".join([s[key]] if isinstance(s.get(key), str) else s.get(key, [])).split()
+                names = [w for w in words if "=" not in w]
+                assert all(w in known or w.partition("__")[0] in METRICS for w in names), (name, words)
