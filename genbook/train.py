@@ -677,7 +677,7 @@ class AdversarialStep(TwoPlayers):
         self.it += 1
         return values | {"lr": self.generator.lr, "critic_lr": self.critic.lr}
 
-# %% ../nbs/04_train.ipynb #20d2507c
+# %% ../nbs/04_train.ipynb #ac7b8b4d
 def _cut(path, name, step):
     "Drop from `metrics.jsonl` the rows of this fit after `step`, and what a crash left half-written."
 
@@ -703,6 +703,7 @@ class History:
         step: int = 0,  # later rows of this fit in the file are cut
     ):
         self.name, self.path, self.rows, self.seconds, self.resumed_from = name, path, list(rows), 0.0, step
+        self.frames: dict[int, Tensor] = {}  # what `look` returned, by step
         self._writer = None
         if path is not None and path.exists():
             _cut(path, name, step)
@@ -912,28 +913,28 @@ class _Advance(_Once):
                 raise GenbookError(f"capture: the step cannot run as a CUDA graph: {reason}") from e
             warnings.warn(f"training goes on without a CUDA graph: {reason}", stacklevel=2)
 
-# %% ../nbs/04_train.ipynb #0ea2324f
+# %% ../nbs/04_train.ipynb #99d9f07d
 def _begin(step, batches, stop, run, name):
     "Resume from the run's checkpoint, if there is one: the step to go on from, the history up to it, and the checkpoint's place."
     folder = None if run is None else run.dir
     path = folder / "checkpoint" / f"{name}.pt" if folder else None
-    it, rows, seconds = _resume(step, batches, stop, path)
+    it, rows, frames, seconds = _resume(step, batches, stop, path)
     path = step.fabric.broadcast(path)  # so that any process can name it in an error
     history = History(name, folder and folder / "metrics.jsonl", run.logs if folder else None, rows, it)
-    history.seconds = seconds
+    history.seconds, history.frames = seconds, frames
     if run is not None:
         run.resumed[name] = it
     return it, history, path
 
 
 def _resume(step, batches, stop, path):
-    "Load the checkpoint, if there is one, into all that takes part; returns (step, history rows, seconds)."
+    "Load the checkpoint, if there is one, into all that takes part; returns (step, history rows, frames, seconds)."
     state = load_checkpoint(path) if path is not None and path.exists() else None
     if step.fabric.world_size > 1:  # the first process has the folder; all begin with its weights, generators and order
         state = state or _state(step, batches, stop, 0, History())
         state = step.fabric.broadcast(torch.utils._pytree.tree_map_only(Tensor, Tensor.cpu, state))
     if state is None:
-        return 0, [], 0.0
+        return 0, [], {}, 0.0
     try:
         step.load_state_dict(state["step"])
     except (RuntimeError, KeyError, ValueError) as e:
@@ -943,7 +944,7 @@ def _resume(step, batches, stop, path):
     if stop is not None and state["stop"]:
         stop.load_state_dict(state["stop"])
     _set_rng_state(state["rng"])
-    return state["it"], state["history"], state["seconds"]
+    return state["it"], state["history"], state["frames"], state["seconds"]
 
 
 def _check_finite(advance, name, path):
@@ -956,7 +957,7 @@ def _check_finite(advance, name, path):
         raise GenbookError(f"training {name!r}: {', '.join(bad)} at step {it}; {last}")
     return values
 
-# %% ../nbs/04_train.ipynb #f635da18
+# %% ../nbs/04_train.ipynb #4eff5745
 def fit(
     step: Step,  # e.g. a `LossStep`: one call is one iteration
     batches: Batches,  # or like it: iterating gives keys without end, `fetch(key)` gives (x, y)
@@ -964,11 +965,11 @@ def fit(
     *,
     name: str = "main",  # of this training within its run
     run: Any = None,  # a `runs.Run`, whose folder takes checkpoint, metrics and logs
-    every: int = 500,  # iterations between validations, hooks and checkpoints
+    every: int = 500,  # iterations between validations, looks and checkpoints
     log_every: int = 50,  # iterations between rows of the training loss
     valid: Callable[[nn.Module], dict] | None = None,  # eval model -> numbers
+    look: Callable[[nn.Module], Tensor] | None = None,  # eval model -> pictures, say; kept by iteration in the history's `frames`
     stop: EarlyStopping | None = None,  # goes back to the best weights
-    hooks: Iterable[Callable] = (),  # called as hook(it, step, history)
     capture: bool | str = "auto",  # run the step as a CUDA graph: True, False, or where it can
     progress: bool = True,  # show a bar
 ) -> History:
@@ -985,9 +986,7 @@ def fit(
             bar.update(it - bar.n)
             bar.set_postfix_str(f"loss {values.get('total', next(iter(values.values()))):.4g}")
             if it % every == 0 or it == steps:
-                stopped = _validate(step, batches, it, history, valid, stop)
-                for hook in hooks:
-                    hook(it, step, history)
+                stopped = _validate(step, batches, it, history, valid, look, stop)
                 _save(path, step, batches, stop, it, history)
             began = time.perf_counter()
             if stopped:
@@ -998,13 +997,15 @@ def fit(
         stop.restore(step)
     return history
 
-# %% ../nbs/04_train.ipynb #f5aad450
-def _validate(step, batches, it, history, valid, stop):
-    "Validate, tell the schedule and the stopper; whether to stop."
+# %% ../nbs/04_train.ipynb #ec9b13c9
+def _validate(step, batches, it, history, valid, look, stop):
+    "Look, validate, tell the schedule and the stopper; whether to stop."
+    with torch.no_grad():
+        model = step.eval_model(batches) if valid or look else None
+        row = {f"valid/{k}": float(v) for k, v in valid(model).items()} if valid else {}
+        history.frames |= {it: look(model).cpu()} if look else {}
     if valid is None:
         return False
-    with torch.no_grad():
-        row = {f"valid/{k}": float(v) for k, v in valid(step.eval_model(batches)).items()}
     row = step.fabric.broadcast(row)  # all devices decide alike
     history.add(it, row)
     for schedule in step.schedules():
@@ -1028,6 +1029,7 @@ def _state(step, batches, stop, it, history):
         "stop": stop and stop.state_dict(),
         "rng": _rng_state(),
         "history": history.rows,
+        "frames": history.frames,
         "seconds": history.seconds,
     }
 
