@@ -66,6 +66,7 @@ def project(root):
         "nbs/refs.bib",
         "nbs/shared.yml",
         "nbs/styles.css",
+        "nbs/theme.scss",
         "nbs/plain.css",
         "nbs/00_core.ipynb",
     ):
