@@ -181,8 +181,9 @@ def test_the_numbers_of_the_reports_are_those_of_the_experiments():
     assert (s0["critic_lr"], s0["lr"], CONFIGS["fc_s0"]["smoothing"]) == (4e-4, 1e-4, 0.9)
     s1 = found["gan-fc-s1-mnist"].params
     assert (s1["lr"], s1["beta1"], s1["beta2"], s1["epochs"], CONFIGS["fc_s1"]["zdim"]) == (2e-4, 0.5, 0.999, 1000, 128)
-    s4 = {s.get("metric"): s.get("value") for s in found["dcgan-cats64"].source}
-    assert s4["fid"] == 132.7 and abs(s4["similar_pairs__pixels"] - 2412 / 999_000) < 2e-5
+    s4 = {(s.get("metric"), s.get("about")): s.get("value") for s in found["dcgan-cats64"].source}
+    assert (s4["fid__n1000", "after 50 epochs"], s4["fid__n1000", "after 10 epochs"]) == (132.7, 164.5)
+    assert abs(s4["similar_pairs__pixels", "2412 of 999000 ordered pairs"] - 2412 / 999_000) < 2e-5
 
 
 @pytest.mark.parametrize("name", [n for n, e in gans().items() if e.source])
