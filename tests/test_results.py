@@ -29,13 +29,14 @@ def test_kept_results_are_as_the_schema_says(path):
     assert (result["experiment"], result["run_id"]) == (path.parent.name, path.stem)
     for name, m in result["metrics"].items():
         assert m["unit"] == METRICS[name.partition("__")[0]][0]
-    assert path.with_suffix(".png").stat().st_size < 100_000
+    if result.get("model"):  # a study of real images has no samples
+        assert path.with_suffix(".png").stat().st_size < 100_000
     assert path.stat().st_size < 40_000
 
 
 def test_only_results_and_their_thumbnails_are_kept():
     known = {p for path in KEPT for p in (path, path.with_suffix(".png"))} | {ROOT / "results/schema.json"}
-    assert {p for p in (ROOT / "results").rglob("*") if p.is_file()} == known
+    assert {*KEPT} <= {p for p in (ROOT / "results").rglob("*") if p.is_file()} <= known
 
 
 def changed(keys, value):
