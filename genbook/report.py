@@ -646,7 +646,7 @@ def _run_quarto(quarto, root, to, log):
     "Render to one format; says what Quarto warned of, and where its log is if it failed."
     shutil.rmtree(root / "_report", ignore_errors=True)
     env = {**os.environ, "QUARTO_PYTHON": sys.executable, "NO_COLOR": "1"}
-    done = subprocess.run([quarto, "render", str(root), "--to", to], capture_output=True, text=True, env=env)
+    done = subprocess.run([quarto, "render", "--to", to], cwd=root, capture_output=True, text=True, env=env)
     with open(log, "a", encoding="utf-8") as f:
         f.write(done.stdout + done.stderr)
     for warning in re.findall(r"^.*(?:WARN|Unable to resolve).*$", done.stdout + done.stderr, re.M):
