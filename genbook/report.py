@@ -271,8 +271,7 @@ def notation(
     cells = json.loads(core.read_text(encoding="utf-8"))["cells"] if core.is_file() else []
     text = "\n\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "markdown")
     match = re.search(r"^## Notation$(.*?)(?=^## |\Z)", text, re.M | re.S)
-    table = match and match[1].replace("|---|---|---|", "|---|----|--------|")  # widths, for the PDF
-    return f"# Notation {{#sec-notation .unnumbered}}\n{table.rstrip()}\n" if table else ""
+    return f"# Notation {{#sec-notation .unnumbered}}\n{match[1].rstrip()}\n" if match else ""
 
 # %% ../nbs/09_report.ipynb #7515c4c9
 HEADING = re.compile(r"^(#{1,6}) +(.+?)(?: *\{([^{}]*)\})? *$", re.M)
