@@ -198,7 +198,7 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, ret
     if len(done) < len(outcomes):
         sys.exit(1)
 
-# %% ../nbs/81_cli.ipynb #f81d1345
+# %% ../nbs/81_cli.ipynb #28f705ce
 def _results_table(rows):
     "Everything that was measured, one block a setting: metrics have long names and there are many, so they go down, not across."
     lines = []
@@ -209,7 +209,8 @@ def _results_table(rows):
             lines.append([*first, name, runs.cell(m), m["unit"], m["n"] or "", m["estimator"]])
             first = ["", "", ""]
         note = f"{r['seeds']} seed{'s' * (r['seeds'] > 1)}, {r['minutes']:.1f} min, {r['device']}{', stale' * r['stale']}"
-        lines.append(["", "", "", "", note, "", "", ""])
+        for text in (note, *(f"failed: {claim}" for claim in r["unmet"])):
+            lines.append(["", "", "", "", text, "", "", ""])
     return _table(["experiment", "setting", "data", "metric", "mean", "unit", "n", "estimator"], lines)
 
 
@@ -271,7 +272,7 @@ def results(names, form, folder, save):
     else:
         click.echo(json.dumps(rows, indent=1))
 
-# %% ../nbs/81_cli.ipynb #6ba654b2
+# %% ../nbs/81_cli.ipynb #6d8bde37
 @cli.command()
 @click.argument("name")
 @click.option("--root", type=click.Path(path_type=Path, file_okay=False), help="Where data live.  [default: GENBOOK_DATA, or data/]")
@@ -327,7 +328,7 @@ def report(execute, folder, workers):
         ):  # comparisons read the runs of the others
             with _Progress(part, folder) as progress:
                 outcomes += runs.run_jobs(part, folder, workers=workers, force=True, report=progress)
-        failed = [o for o in outcomes if o.state != "done"]
+        failed = [o for o in outcomes if o.state != "done" or o.error]
         if failed:
             raise GenbookError("report: " + "; ".join(f"{o.job.notebook}: {o.state}: {o.error} ({o.dir})" for o in failed))
     dirs = [folder / j.experiment / j.id for j in jobs]

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LIVES', 'TABLES', 'REAL', 'Parameter', 'notebook_path', 'parameters', 'Experiment', 'load_experiments',
            'get_experiment', 'Job', 'expand', 'Run', 'lock', 'code_digest', 'notebook_digest', 'Outcome', 'runs_root',
-           'has_failed', 'is_done', 'run_jobs', 'cluster', 'progress_of', 'is_stale', 'load', 'check_result', 'save',
-           'summary', 'Table', 'cell', 'tables', 'verdict']
+           'has_failed', 'is_done', 'unmet', 'run_jobs', 'cluster', 'progress_of', 'is_stale', 'load', 'check_result',
+           'save', 'summary', 'Table', 'cell', 'tables', 'verdict']
 
 # %% ../nbs/08_runs.ipynb #d63d87bc
 import ast
@@ -382,7 +382,7 @@ def _result(run):
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
-# %% ../nbs/08_runs.ipynb #f562a93d
+# %% ../nbs/08_runs.ipynb #3147ef13
 @dataclass(frozen=True)
 class Outcome:
     "What became of a job."
@@ -416,7 +416,14 @@ def is_done(folder: Path) -> bool:
     "Whether the run in `folder` has a whole result."
     return _read(folder / "status.json").get("state") == "done" and bool(_read(folder / "result.json").get("metrics") is not None)
 
-# %% ../nbs/08_runs.ipynb #b01751b8
+
+def unmet(folder: Path) -> list[str]:
+    "The assertions that failed in the executed notebook of the run in `folder`, as they stand there."
+    outputs = [o for c in _read(folder / "notebook.ipynb").get("cells", []) for o in c.get("outputs", [])]
+    plain = [re.sub(r"\x1b\[[\d;]*m", "", "\n".join(o["traceback"])) for o in outputs if o.get("ename") == "AssertionError"]
+    return [line[1].strip() for text in plain if (line := re.search(r"^-+> \d+ (.*)$", text, re.M))]
+
+# %% ../nbs/08_runs.ipynb #da7bb0be
 def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None = None, limit: float | None = None, devices=1) -> Outcome:
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
@@ -445,13 +452,16 @@ def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None =
             if not error and not (folder / "result.json").exists():
                 error = "the notebook ended without run.finish()"
             state = "failed" if error else "done"
+            if not error and (claims := unmet(folder)):
+                error = f"with {len(claims)} assertion{'s' * (len(claims) > 1)} that failed: {'; '.join(claims)}"
+                write_atomic(folder / "result.json", json.dumps(_read(folder / "result.json") | {"unmet": claims}, indent=1) + "\n")
             seconds = round(time.time() - began, 1)
             write_atomic(folder / "status.json", json.dumps(status | {"state": state, "error": error, "seconds": seconds}) + "\n")
         except OSError as e:
             state, error, seconds = "failed", f"{e.filename or folder}: {e.strerror}", time.time() - began
         return Outcome(job, folder, state, error, seconds)
 
-# %% ../nbs/08_runs.ipynb #f81e0bdf
+# %% ../nbs/08_runs.ipynb #dce0342a
 def _kernel_gone(folder, patience=5.0):
     "Wait for the kernel of a start that was killed to notice it; False if it keeps going."
     end = time.time() + patience
@@ -480,11 +490,14 @@ def _papermill(source, folder, params, threads, runs, limit):
         with tempfile.TemporaryDirectory(prefix="genbook-") as sockets:  # files instead of ports: nothing listens
             config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
             kernel = {"kernel_name": "python3", "language": "python", "config": config, "extra_arguments": ["--log-level=50"]}
+            kernel["allow_error_names"] = ["AssertionError"]  # the cells after it are executed
             if limit:
                 kernel["timeout_func"] = lambda cell: max(end - time.time(), 0.1)  # what is left for this cell
             papermill.execute_notebook(str(source), str(out), params | where, cwd=str(source.parent), progress_bar=False, **kernel)
         return ""
-    except PapermillExecutionError as e:
+    except PapermillExecutionError as e:  # the last in the notebook
+        if e.ename == "AssertionError":
+            return ""
         return e.evalue if e.ename in ("GenbookError", "OSError") else f"{e.ename}: {(e.evalue.splitlines() or [''])[0]}"
     except TimeoutError:
         return f"stopped after {limit:g} seconds, the time limit; what has a checkpoint goes on from there"
@@ -732,10 +745,10 @@ def save(
         shutil.copyfile(folder / "samples.png", out.with_suffix(".png"))
     return out
 
-# %% ../nbs/08_runs.ipynb #2d93659f
+# %% ../nbs/08_runs.ipynb #01692cc3
 def summary(
     results: Iterable[dict],  # as from `load`
-) -> list[dict]:  # one row a setting: experiment, notebook, setting, data, seeds, metrics, minutes, memory, device, stale
+) -> list[dict]:  # one row a setting: experiment, notebook, setting, data, seeds, metrics, minutes, memory, device, stale, unmet
     "Results by experiment, notebook and setting, with mean and standard deviation over seeds."
     of = lambda r: (r["experiment"], r.get("notebook") or "")
     results, rows = sorted(results, key=of), []
@@ -775,6 +788,7 @@ def _summary_row(experiment, setting, same):
         "memory": max((r.get("peak_memory_mb") or 0 for r in same), default=0),
         "device": ", ".join(dict.fromkeys(r["device"] for r in same)),
         "stale": any(r["stale"] for r in same),
+        "unmet": [*dict.fromkeys(claim for r in same for claim in r.get("unmet", []))],
     }
 
 
@@ -844,7 +858,7 @@ def tables(
                 )
     return found
 
-# %% ../nbs/08_runs.ipynb #e7532925
+# %% ../nbs/08_runs.ipynb #7ff3b00f
 def _head(name):
     arrow = {"higher": " ↑", "lower": " ↓"}.get(METRICS[name.partition("__")[0]][1], "")
     return name + arrow
@@ -852,8 +866,9 @@ def _head(name):
 
 def _row(r, names):
     setting = " ".join(f"{k}={v}" for k, v in r["setting"].items())
-    label, end = f"{r['experiment']} {setting}".strip(), [str(r["seeds"]), f"{r['minutes']:.2g}", "stale" if r["stale"] else ""]
-    return [r["model"], label, *(cell(r["metrics"].get(n)) for n in names), *end]
+    note = ", ".join(["stale"] * r["stale"] + ["an assertion failed"] * bool(r["unmet"]))
+    end = [str(r["seeds"]), f"{r['minutes']:.2g}", note]
+    return [r["model"], f"{r['experiment']} {setting}".strip(), *(cell(r["metrics"].get(n)) for n in names), *end]
 
 
 def _real(group, name):

@@ -25,6 +25,7 @@ every: int = 20  # iterations between checkpoints
 poison: int = -1  # iteration at which the loss becomes NaN
 text: str = ""  # any text
 slow: float = 0.0  # seconds that an iteration waits
+bound: float = 1e9  # what the loss is said to stay below
 seed: int = 0  # seed
 run_dir: str | None = None  # folder of the run"""
 CODE = """import time
@@ -49,8 +50,8 @@ class Model(AE):
 
 step = LossStep(Model(data.image_shape, zdim=zdim, tower="mlp", width=16, depth=1), ema=0.99, device="cpu")
 history = fit(step, Batches(data.train, 64, seed=seed), steps, run=run, every=every, log_every=10)
-run.record(mse=metric("mse", history.column("train/total")[1][-1]))
-run.finish();"""
+run.record(mse=metric("mse", history.column("train/total")[1][-1]))"""
+CLAIM = "assert 0 < run.metrics['mse'].value < bound, 'a bad training'  # not for every setting"
 
 
 @pytest.fixture
@@ -60,7 +61,8 @@ def project(tmp_path):
     shutil.copy(ROOT / "settings.ini", tmp_path)
     parameters = nbformat.v4.new_code_cell(PARAMETERS)
     parameters.metadata["tags"] = ["parameters"]
-    nbformat.write(nbformat.v4.new_notebook(cells=[parameters, nbformat.v4.new_code_cell(CODE)]), tmp_path / "nbs/10_tiny.ipynb")
+    cells = [parameters, *map(nbformat.v4.new_code_cell, (CODE, CLAIM, "run.finish();"))]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "nbs/10_tiny.ipynb")
     (tmp_path / "experiments.yaml").write_text(
         "tiny: {notebook: 10_tiny, about: one run}\n"
         "tiny-grid: {notebook: 10_tiny, grid: {zdim: [2, 4]}, seeds: [0, 1], params: {steps: 20}}\n"
@@ -166,6 +168,18 @@ def test_grid_goes_on_after_a_failure_and_repeats_only_it(project):
     assert code == 1 and "failed" in out and "zdim: 0" in out
     failed = [p.parent for p in project.glob("runs/tiny-grid/*/status.json") if read(p)["state"] == "failed"]
     assert len(failed) == 1 and (failed[0] / "notebook.ipynb").exists()
+
+
+def test_failed_assertion_is_reported_and_loses_nothing(project):
+    code, out, err = genbook(project, "run", "tiny", "-p", "steps", 20, "-p", "bound", 0.0)
+    assert code == 0 and out.startswith("done") and f"with 1 assertion that failed: {CLAIM}" in out, out + err
+    result = read(only_run(project) / "result.json")
+    assert result["unmet"] == [CLAIM] and result["metrics"]["mse"]["value"] > 0
+    assert "a bad training" in (only_run(project) / "notebook.ipynb").read_text()
+    code, out, _ = genbook(project, "run", "tiny", "-p", "steps", 20, "-p", "bound", 0.0)
+    assert code == 0 and out.startswith("skipped") and "failed: assert 0 <" in " ".join(out.split())
+    genbook(project, "run", "tiny", "-p", "steps", 20)
+    assert sum("unmet" in read(p) for p in project.glob("runs/tiny/*/result.json")) == 1
 
 
 def test_nan_names_step_term_and_checkpoint(project):
