@@ -72,7 +72,7 @@ def register_model(build: Callable | str) -> Callable:
     _registered[build.__name__] = build
     return build
 
-# %% ../nbs/80_zoo.ipynb #c31305fb
+# %% ../nbs/80_zoo.ipynb #ab0b82cf
 SCHEMA = 1  # of config.json
 CARD = """---
 {head}---
@@ -95,7 +95,7 @@ model.sample(16)  # images in [0, 1], (16, {shape})
 
 The run `{run_id}` of the notebook `{notebook}` took {minutes} minutes on {device}, with {versions}, at commit `{commit}`.
 Its parameters: {params}.
-"""
+{unmet}"""
 
 
 def _head(result, name, data):
@@ -125,6 +125,7 @@ def _card(result, folder):
         rows="\n".join(f"| {k} | {m} | {d['split'] or ''} | {d['n'] or ''} | {d['estimator']} |" for k, (m, d) in measured.items()),
         versions=", ".join(f"{k} {v}" for k, v in result["versions"].items()),
         params=", ".join(f"{k} {v}" for k, v in params.items() if v is not None and k not in ("dataset", "device")),
+        unmet="".join(f"\nWhat the notebook asserts and this run did not reach: `{claim}`\n" for claim in result.get("unmet", [])),
     )
 
 # %% ../nbs/80_zoo.ipynb #c45a08db
