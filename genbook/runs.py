@@ -213,7 +213,7 @@ def expand(
             )
     return jobs
 
-# %% ../nbs/08_runs.ipynb #85b7e449
+# %% ../nbs/08_runs.ipynb #e269af80
 class Run:
     "The record of one execution of a notebook: figures, metrics and, at the end, `result.json`."
 
@@ -223,8 +223,7 @@ class Run:
         self.resumed: dict[str, int] = {}  # fit -> step it resumed from, written by `train.fit`
         self.model: dict | None = None  # what `keep` was told
         self._began = time.time()
-        if self.dir:
-            self._lock = _hold(self.dir)
+        self._lock = self.dir and _hold(self.dir)
 
     @property
     def logs(self) -> Path | None:
@@ -244,8 +243,9 @@ class Run:
             write_atomic(self.dir / "model.safetensors", _weights(model))
 
     def figure(self, fig: Any, name: str) -> Any:  # of matplotlib
-        "Save a figure into the run's folder and give it back, to be displayed."
+        "Save a figure into the run's folder and give it back, to be displayed: in a recorded run with its vectors, for the book."
         if self.dir:
+            fig.vector = True
             (self.dir / "figures").mkdir(exist_ok=True)
             fig.savefig(self.dir / "figures" / f"{name}.png", dpi=120, bbox_inches="tight")
         return fig

@@ -63,7 +63,7 @@ STYLE = {
     "pdf.fonttype": 42,
 }
 
-# %% ../nbs/07_viz.ipynb #ab3d3e5e
+# %% ../nbs/07_viz.ipynb #87fe280c
 def style() -> None:
     "Make the style of the book matplotlib's default, for plots that a notebook draws itself."
     matplotlib.rcParams.update(STYLE)
@@ -73,6 +73,7 @@ class Plot(Figure):
     "A matplotlib figure that pyplot does not know: a notebook shows it once, as a small PNG of the figure's size (96 CSS pixels an inch)."
 
     kind = "plot"  # or "grey", "photo": how its colours are stored; a palette would spoil a photograph
+    vector = False  # whether a plot is shown as SVG too, which pages prefer; at most 200 kB
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -94,7 +95,11 @@ class Plot(Figure):
         image.save(small, "png", optimize=True)
         width, height = (round(96 * inches) for inches in self.get_size_inches())
         data = {"image/png": base64.b64encode(small.getvalue()).decode(), "text/plain": f"<Figure, {width} x {height}>"}
-        return data, {"image/png": {"width": width, "height": height}}
+        if self.vector and self.kind == "plot":
+            svg = io.BytesIO()
+            self.savefig(svg, format="svg", metadata={"Date": None})
+            data |= {"image/svg+xml": svg.getvalue().decode()} if svg.tell() <= 200_000 else {}
+        return data, {kind: {"width": width, "height": height} for kind in data if kind.startswith("image/")}
 
 
 def subplots(

@@ -19,6 +19,7 @@ from PIL import Image
 
 from genbook import viz
 from genbook.core import GenbookError
+from genbook.runs import Run
 
 GREY, RGB = (1, 28, 28), (3, 16, 16)
 
@@ -178,6 +179,17 @@ def test_palette_of_256_keeps_the_colours_of_a_plot():
     fig.savefig(true, format="png")
     true = np.asarray(Image.open(true).convert("RGB")).astype(int)
     assert np.abs(shown(fig)[0] - true).max() <= 24
+
+
+def test_a_recorded_plot_has_its_vectors_and_pictures_have_none(tmp_path):
+    curve, grid, cloud = viz.curve([1, 2], [2.0, 1.0], xlabel="d", ylabel="MSE"), viz.image_grid(pictures(4)), viz.Plot()
+    cloud.subplots().plot(torch.rand(9000), "o")
+    assert "image/svg+xml" not in curve._repr_mimebundle_()[0]
+    run = Run(tmp_path / "runs/demo/a")
+    shown = {name: run.figure(fig, name)._repr_mimebundle_() for name, fig in (("curve", curve), ("cloud", cloud), ("grid", grid))}
+    assert {name for name, (data, _) in shown.items() if "image/svg+xml" in data} == {"curve"}  # so many points are too much
+    data, metadata = shown["curve"]
+    assert data["image/svg+xml"].startswith("<?xml") and metadata["image/svg+xml"] == metadata["image/png"]
 
 
 @pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
