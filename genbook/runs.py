@@ -423,7 +423,7 @@ def unmet(folder: Path) -> list[str]:
     plain = [re.sub(r"\x1b\[[\d;]*m", "", "\n".join(o["traceback"])) for o in outputs if o.get("ename") == "AssertionError"]
     return [line[1].strip() for text in plain if (line := re.search(r"^-+> \d+ (.*)$", text, re.M))]
 
-# %% ../nbs/08_runs.ipynb #da7bb0be
+# %% ../nbs/08_runs.ipynb #38881e46
 def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None = None, limit: float | None = None, devices=1) -> Outcome:
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
@@ -433,7 +433,8 @@ def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None =
         return Outcome(job, folder, "busy", "another start is at it")
     with held:
         if is_done(folder) and not force:
-            return Outcome(job, folder, "skipped")
+            stale = is_stale(_read(folder / "result.json"), root)
+            return Outcome(job, folder, "skipped", "its code has changed since; --force repeats it" * stale)
         if force:
             for p in folder.iterdir():
                 if p.name not in (".start.lock", ".lock"):

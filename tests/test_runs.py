@@ -178,6 +178,10 @@ def test_failed_assertion_is_reported_and_loses_nothing(project):
     assert "a bad training" in (only_run(project) / "notebook.ipynb").read_text()
     code, out, _ = genbook(project, "run", "tiny", "-p", "steps", 20, "-p", "bound", 0.0)
     assert code == 0 and out.startswith("skipped") and "failed: assert 0 <" in " ".join(out.split())
+    path = project / "nbs/10_tiny.ipynb"
+    path.write_text(path.read_text().replace("'a bad training'", "'a very bad training'"))
+    code, out, _ = genbook(project, "run", "tiny", "-p", "steps", 20, "-p", "bound", 0.0)
+    assert code == 0 and out.startswith("skipped") and "its code has changed since; --force repeats it" in out
     genbook(project, "run", "tiny", "-p", "steps", 20)
     assert sum("unmet" in read(p) for p in project.glob("runs/tiny/*/result.json")) == 1
 
