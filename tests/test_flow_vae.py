@@ -9,7 +9,7 @@ from torch import nn
 from genbook.core import GenbookError
 from genbook.data import Batches, load
 from genbook.likelihood import active_units, evaluate, log_weights
-from genbook.models.flow_vae import CONFIGS, IAF, MADE, FlowPosterior, FlowVAE, active_dims, amortised_flow
+from genbook.models.flow_vae import CONFIGS, IAF, MADE, FlowPosterior, FlowVAE, active_dims, amortised_flow, information
 from genbook.models.vae import VAE
 from genbook.nn import n_parameters
 from genbook.prob import DiagonalNormal, log_det_jacobian, normal_log_prob
@@ -325,3 +325,20 @@ def test_shared_parts_are_the_vaes():
         assert isinstance(plain.mu, nn.Linear) and plain.flow is None
     z, q = torch.randn(3, 2), DiagonalNormal(torch.zeros(3, 2), torch.zeros(3, 2))
     torch.testing.assert_close(q.log_prob(z), normal_log_prob(z, q.mu, q.logvar))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_information_is_the_integral_of_the_densities(kind):
+    n, images, model = 4, load("digits").test, randomise(tiny(kind, zdim=2, layers=3), 0.3)
+    t = torch.linspace(-12, 12, 321)
+    grid, area = torch.cartesian_prod(t, t), (24 / 320) ** 2
+    q = model.posterior(images.float(slice(0, n))[0])
+    each = torch.cat([q.log_prob(part[:, None].expand(-1, n, -1)) for part in grid.split(5000)]).double()  # (points, images)
+    assert (each.exp().sum(0) * area - 1).abs().max() < 0.01
+    mixture = each.logsumexp(1) - torch.tensor(n).log()
+    of_code = (each.exp() * (each - mixture[:, None])).sum(0).mean() * area
+    of_all = (mixture.exp() * (mixture - model.prior.log_prob(grid))).sum() * area
+    draws = torch.stack([torch.stack(information(model, images, n=n, seed=s)).mean(1) for s in range(600)], 1).double()
+    assert of_code > 0.1
+    for values, wanted in zip(draws, (of_code, of_all), strict=True):
+        assert abs(values.mean() - wanted) < 4 * values.std() / len(values) ** 0.5 + 0.01
