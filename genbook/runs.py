@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LIVES', 'TABLES', 'REAL', 'Parameter', 'notebook_path', 'parameters', 'Experiment', 'load_experiments',
            'get_experiment', 'Job', 'expand', 'Run', 'lock', 'code_digest', 'notebook_digest', 'Outcome', 'runs_root',
-           'has_failed', 'is_done', 'unmet', 'run_jobs', 'cluster', 'progress_of', 'is_stale', 'load', 'check_result',
+           'has_failed', 'is_done', 'is_stale', 'unmet', 'run_jobs', 'cluster', 'progress_of', 'load', 'check_result',
            'save', 'summary', 'Table', 'cell', 'tables', 'verdict']
 
 # %% ../nbs/08_runs.ipynb #d63d87bc
@@ -382,7 +382,7 @@ def _result(run):
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
-# %% ../nbs/08_runs.ipynb #3147ef13
+# %% ../nbs/08_runs.ipynb #9c7f46e3
 @dataclass(frozen=True)
 class Outcome:
     "What became of a job."
@@ -415,6 +415,17 @@ def has_failed(folder: Path) -> bool:
 def is_done(folder: Path) -> bool:
     "Whether the run in `folder` has a whole result."
     return _read(folder / "status.json").get("state") == "done" and bool(_read(folder / "result.json").get("metrics") is not None)
+
+
+def is_stale(result: dict, root: Path | None = None) -> bool:
+    "Whether the notebook or a module of a result has changed since it was made."
+    root = root or project_root()
+    source = root / "nbs" / f"{result.get('notebook')}.ipynb"
+    if not source.is_file() or notebook_digest(source) != result.get("notebook_digest"):
+        return True
+    files = {n: root / (n.replace(".", "/") + ".py") for n in result.get("modules", {}) if n not in PLUMBING}
+    files = {n: f if f.is_file() else f.with_suffix("") / "__init__.py" for n, f in files.items()}
+    return any(not f.is_file() or code_digest(f.read_text(encoding="utf-8")) != result["modules"][n] for n, f in files.items())
 
 
 def unmet(folder: Path) -> list[str]:
@@ -685,18 +696,7 @@ def progress_of(folder: Path) -> dict:
     except (OSError, ValueError, IndexError):
         return {}
 
-# %% ../nbs/08_runs.ipynb #1a519b33
-def is_stale(result: dict, root: Path | None = None) -> bool:
-    "Whether the notebook or a module of a result has changed since it was made."
-    root = root or project_root()
-    source = root / "nbs" / f"{result.get('notebook')}.ipynb"
-    if not source.is_file() or notebook_digest(source) != result.get("notebook_digest"):
-        return True
-    files = {n: root / (n.replace(".", "/") + ".py") for n in result.get("modules", {}) if n not in PLUMBING}
-    files = {n: f if f.is_file() else f.with_suffix("") / "__init__.py" for n, f in files.items()}
-    return any(not f.is_file() or code_digest(f.read_text(encoding="utf-8")) != result["modules"][n] for n, f in files.items())
-
-
+# %% ../nbs/08_runs.ipynb #8010add9
 def load(
     experiment: str | None = None,  # a name; None: all
     runs: Path | None = None,  # folder of all runs
