@@ -382,7 +382,7 @@ def _result(run):
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 
-# %% ../nbs/08_runs.ipynb #9c7f46e3
+# %% ../nbs/08_runs.ipynb #2d10db32
 @dataclass(frozen=True)
 class Outcome:
     "What became of a job."
@@ -390,7 +390,7 @@ class Outcome:
     job: Job
     dir: Path
     state: str  # "done", "skipped", "busy" or "failed"
-    error: str = ""
+    error: str = ""  # or what else there is to say of it
     seconds: float = 0.0
 
 
@@ -430,11 +430,13 @@ def is_stale(result: dict, root: Path | None = None) -> bool:
 
 def unmet(folder: Path) -> list[str]:
     "The assertions that failed in the executed notebook of the run in `folder`, as they stand there."
+    from click import unstyle
+
     outputs = [o for c in _read(folder / "notebook.ipynb").get("cells", []) for o in c.get("outputs", [])]
-    plain = [re.sub(r"\x1b\[[\d;]*m", "", "\n".join(o["traceback"])) for o in outputs if o.get("ename") == "AssertionError"]
+    plain = [unstyle("\n".join(o["traceback"])) for o in outputs if o.get("ename") == "AssertionError"]
     return [line[1].strip() for text in plain if (line := re.search(r"^-+> \d+ (.*)$", text, re.M))]
 
-# %% ../nbs/08_runs.ipynb #38881e46
+# %% ../nbs/08_runs.ipynb #c4167153
 def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None = None, limit: float | None = None, devices=1) -> Outcome:
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
@@ -464,9 +466,10 @@ def execute(job: Job, runs: Path, threads: int, force=False, root: Path | None =
             if not error and not (folder / "result.json").exists():
                 error = "the notebook ended without run.finish()"
             state = "failed" if error else "done"
-            if not error and (claims := unmet(folder)):
-                error = f"with {len(claims)} assertion{'s' * (len(claims) > 1)} that failed: {'; '.join(claims)}"
-                write_atomic(folder / "result.json", json.dumps(_read(folder / "result.json") | {"unmet": claims}, indent=1) + "\n")
+            if claims := unmet(folder):
+                if not error:
+                    write_atomic(folder / "result.json", json.dumps(_read(folder / "result.json") | {"unmet": claims}, indent=1) + "\n")
+                error = f"{error} with {len(claims)} assertion{'s' * (len(claims) > 1)} that failed: {'; '.join(claims)}".strip()
             seconds = round(time.time() - began, 1)
             write_atomic(folder / "status.json", json.dumps(status | {"state": state, "error": error, "seconds": seconds}) + "\n")
         except OSError as e:
