@@ -631,7 +631,7 @@ def _book(root, staged, cited):
         listed.append(page.relative_to(root).as_posix())
     return write_atomic(root / "report/_book.yml", yaml.safe_dump({"book": {"chapters": listed}}, sort_keys=False))
 
-# %% ../nbs/09_report.ipynb #4c567b8d
+# %% ../nbs/09_report.ipynb #62200f23
 def _sources(root, copy):
     "Copy what Quarto reads of a project."
     shutil.copytree(root / "report", copy / "report")
@@ -641,21 +641,21 @@ def _sources(root, copy):
     return copy
 
 
-def _run_quarto(quarto, root, to, log):
-    "Render to one format; says what Quarto warned of, and where its log is if it failed."
-    shutil.rmtree(root / "_report", ignore_errors=True)
+def _run_quarto(quarto, root, to, copy, log):
+    "Render a copy to one format; what Quarto made of it, or None and a line that says where its log is."
     env = {**os.environ, "QUARTO_PYTHON": sys.executable, "NO_COLOR": "1"}
-    done = subprocess.run([quarto, "render", "--to", to], cwd=root, capture_output=True, text=True, env=env)
+    done = subprocess.run([quarto, "render", "--to", to], cwd=_sources(root, copy), capture_output=True, text=True, env=env)
     with open(log, "a", encoding="utf-8") as f:
         f.write(done.stdout + done.stderr)
     for warning in re.findall(r"^.*(?:WARN|Unable to resolve).*$", done.stdout + done.stderr, re.M):
         print(f"report: {warning.strip()}", file=sys.stderr)
-    good = not done.returncode and (root / "_report" / {"html": "index.html", "typst": "genbook.pdf"}[to]).is_file()
-    if not good:
+    made = copy / "_report" / {"html": "index.html", "typst": "genbook.pdf"}[to]
+    if done.returncode or not made.is_file():
         print(f"report: Quarto could not make {to}, see {log}", file=sys.stderr)
-    return good
+        return None
+    return made
 
-# %% ../nbs/09_report.ipynb #2cfcc786
+# %% ../nbs/09_report.ipynb #95e76085
 def render(
     root: str | os.PathLike,  # the project, with staged notebooks in report/
 ) -> Path:  # the first page
@@ -674,11 +674,15 @@ def render(
         pdf = None
         if quarto[1] < (1, 9):
             print("report: the PDF needs Quarto 1.9", file=sys.stderr)
-        else:  # of a copy, beside the pages
-            pdf = pool.submit(_run_quarto, quarto[0], _sources(root, Path(folder) / "book"), "typst", log)
-        page = root / "_report/index.html" if _run_quarto(quarto[0], root, "html", log) else fallback(root)
-        if pdf and pdf.result():
-            shutil.copy(Path(folder) / "book/_report/genbook.pdf", root / "_report")
+        else:  # beside the pages
+            pdf = pool.submit(_run_quarto, quarto[0], root, "typst", Path(folder) / "typst", log)
+        if made := _run_quarto(quarto[0], root, "html", Path(folder) / "html", log):
+            shutil.rmtree(root / "_report", ignore_errors=True)
+            page = Path(shutil.move(made.parent, root / "_report")) / made.name
+        else:
+            page = fallback(root)
+        if pdf and (made := pdf.result()):
+            shutil.copy(made, root / "_report")
     return page
 
 

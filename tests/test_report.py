@@ -1,6 +1,7 @@
 "The report: what is staged, the plain pages, and the book where there is a Quarto."
 
 import ast
+import os
 import re
 import shutil
 import subprocess
@@ -342,6 +343,26 @@ def test_a_quarto_that_fails_gives_plain_pages(tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().err
     assert "could not make typst" in said and "could not make html" in said and "quarto.log" in said and page.is_file()
     assert "broken" in (tmp_path / "p/report/quarto.log").read_text()
+
+
+def test_quarto_sees_what_it_renders_and_no_runs(tmp_path, monkeypatch):
+    fake = tmp_path / "bin/quarto"
+    fake.parent.mkdir()
+    fake.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && { echo 1.9.38; exit; }\n'
+        'mkdir _report; for f in * nbs/*; do echo "$f"; done | tee _report/index.html >_report/genbook.pdf\n'
+    )
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(fake.parent), prepend=os.pathsep)
+    root = tmp_path / "p"
+    executed = project(root)
+    (root / "_report").mkdir()
+    (root / "_report/old.html").touch()
+    page = report.build(executed, root)
+    seen = page.read_text().split()
+    assert page == root / "_report/index.html" and {"_quarto.yml", "index.qmd", "nbs", "report", "nbs/shared.yml"} <= set(seen)
+    assert not [f for f in seen if f == "runs" or f.endswith(".ipynb")]
+    assert sorted(p.name for p in (root / "_report").iterdir()) == ["genbook.pdf", "index.html"]
 
 
 @pytest.mark.skipif(not report._quarto(), reason="no Quarto here: see quarto.org")
