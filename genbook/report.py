@@ -97,15 +97,17 @@ def _summary(code, tags=()):
     names = [n.name for n in body if isinstance(n, ast.FunctionDef | ast.ClassDef) and not n.name.startswith("_")]
     return "Code" + (": " + ", ".join(names) if names else "")
 
-# %% ../nbs/09_report.ipynb #be8622ef
+# %% ../nbs/09_report.ipynb #e4794d94
 def _sizes(tex):
-    "A formula with delimiters that size themselves."
+    "A formula with delimiters that size themselves, pair by pair within a cell of a line, and a mark where an operator ends."
     size = r"\\[bB]igg?[lrm]?\s*"
     left, right = r"(\(|\[|\\\{|\\l[vV]ert|\\langle)", r"(\)|\]|\\\}|\\r[vV]ert|\\rangle)"
-    paired = len(re.findall(size + left, tex)) == len(re.findall(size + right, tex)) and not re.search(r"&|\\\\", tex)
-    if paired:
-        tex = re.sub(size + right, r"\\right\1", re.sub(size + left, r"\\left\1", tex))
-    return re.sub(size + r"(?![a-zA-Z])", "", tex)
+    cells = re.split(r"(&|\\\\)", tex)
+    for i, cell in enumerate(cells):
+        if len(re.findall(size + left, cell)) == len(re.findall(size + right, cell)):
+            cell = re.sub(size + right, r"\\right\1", re.sub(size + left, r"\\left\1", cell))
+        cells[i] = re.sub(size + r"(?![a-zA-Z])", "", cell)
+    return re.sub(r"\\(log|det)(?=\s+[a-zA-Z]|\s*\\(?!left)[a-zA-Z])", r"\\\1{}", "".join(cells))
 
 
 def _formulas(text):

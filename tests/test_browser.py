@@ -147,6 +147,16 @@ def test_the_plain_pages_have_no_broken_link_and_no_error(book):
     assert not wrong and links > 300, (wrong[:10], links)
 
 
+def test_formulas_fit_into_their_column(book):
+    wide = "all => all.filter(e => e.scrollWidth > e.clientWidth + 2).map(e => e.closest('[id]').id)"
+    with opened() as (page, _):
+        seen = {}
+        for path in sorted(book.glob("*.html")):
+            page.goto(path.as_uri())
+            seen[path.name] = page.locator("math[display=block]").count(), page.eval_on_selector_all("math[display=block]", wide)
+    assert sum(n for n, _ in seen.values()) > 100 and not any(found for _, found in seen.values()), seen
+
+
 def test_a_broken_link_and_an_error_are_seen(tmp_path):
     (tmp_path / "index.html").write_text('<a href="two.html#here">two</a> <a href="#there">there</a> <script>missing()</script>')
     (tmp_path / "two.html").write_text('<h1 id="here">Two</h1> <img src="none.png"> <a href="index.html">back</a>')

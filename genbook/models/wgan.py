@@ -251,7 +251,7 @@ NETS.update(
 
 # %% ../../nbs/31_models.wgan.ipynb #b27845ab
 class Stabilised(Adversarial):
-    "What holds a critic, each part by itself or with others; goes before a class of chapter 30 among the bases."
+    "What holds a critic, each part by itself or with others; goes before a class of `genbook.models.gan` among the bases."
 
     unit: float = 1.0  # what a step of 1 in the critic's input is in an example
 
