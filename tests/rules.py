@@ -551,10 +551,12 @@ def _labels(cells):
 
 @rule
 def readme_is_index(book):
-    "README.md is what .ci/readme.py makes of nbs/index.ipynb."
-    made = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "readme.py"))["readme"](book.root / "nbs" / "index.ipynb")
-    if not (book.root / "README.md").exists() or (book.root / "README.md").read_text(encoding="utf-8") != made:
-        yield "README.md: not what `make readme` writes; edit nbs/index.ipynb instead, then make readme"
+    "README.md is what .ci/readme.py makes of nbs/index.ipynb, and its figures are those of the chapters."
+    maker, index = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "readme.py")), book.root / "nbs" / "index.ipynb"
+    made = {book.root / "README.md": maker["readme"](index).encode(), **maker["figures"](index)}
+    for path, content in made.items():
+        if not path.exists() or path.read_bytes() != content:
+            yield f"{path.relative_to(book.root)}: not what `make readme` writes; edit the notebook instead, then make readme"
 
 
 @rule

@@ -281,6 +281,9 @@ def write(root: Path, files: dict[str, str]) -> Book:
     return Book(root)
 
 
+CORE, PROB, DISC = "nbs/00_core.ipynb", "nbs/03_prob.ipynb", "nbs/10_models.disc.ipynb"
+
+
 def test_tiny_book_is_sound(tmp_path):
     book = write(tmp_path, BOOK)
     assert {name: broken for name, r in RULES.items() if (broken := list(r(book)))} == {}
@@ -288,7 +291,18 @@ def test_tiny_book_is_sound(tmp_path):
     assert "secret" not in (tmp_path / "README.md").read_text()
 
 
-CORE, PROB, DISC = "nbs/00_core.ipynb", "nbs/03_prob.ipynb", "nbs/10_models.disc.ipynb"
+def test_a_figure_on_the_first_page_is_that_of_its_chapter(tmp_path):
+    book = write(tmp_path, BOOK | {"nbs/index.ipynb": BOOK["nbs/index.ipynb"] + "\n# %% [markdown]\n![A disc](images/fig-disc.png)\n"})
+    nb, picture = json.loads((tmp_path / DISC).read_text()), tmp_path / "nbs/images/fig-disc.png"
+    shown = next(c for c in nb["cells"] if "label: fig-disc" in "".join(c["source"]))
+    shown["outputs"] = [{"output_type": "display_data", "data": {"image/png": "b25l"}, "metadata": {}}]
+    (tmp_path / DISC).write_text(json.dumps(nb))
+    assert any("fig-disc.png" in line for line in RULES["readme_is_index"](book))
+    picture.parent.mkdir()
+    picture.write_bytes(b"one")
+    assert not list(RULES["readme_is_index"](book))
+
+
 LONG = "def long(\n    x: int,  # a number\n) -> int:\n    'Long.'\n" + "    x += 1\n" * 37 + "    return x\n"
 COPY = INFRASTRUCTURE[INFRASTRUCTURE.index("def area(") :]
 PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
