@@ -8,7 +8,7 @@ __all__ = ['LIVES', 'TABLES', 'REAL', 'Parameter', 'notebook_path', 'parameters'
            'has_failed', 'is_done', 'is_stale', 'unmet', 'run_jobs', 'cluster', 'progress_of', 'load', 'check_result',
            'save', 'summary', 'Table', 'cell', 'tables', 'verdict']
 
-# %% ../nbs/08_runs.ipynb #d63d87bc
+# %% ../nbs/08_runs.ipynb #38728264
 import ast
 import fcntl
 import functools
@@ -26,7 +26,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -896,25 +896,26 @@ def _card(group, names):
     memory = max(r["memory"] for r in group)
     return [*lines, f"device: {join(dict.fromkeys(r['device'] for r in group))}" + (f"; at most {memory:,} MB of memory" if memory else "")]
 
-# %% ../nbs/08_runs.ipynb #57766812
+# %% ../nbs/08_runs.ipynb #c49e0133
 def verdict(
-    low: Sequence[float],  # values of a metric over seeds, of what is said to be smaller
-    high: Sequence[float],  # of what is said to be larger
+    low: Sequence[float] | Mapping[int, float],  # values of a metric of what is said to be smaller; seed -> value where seeds are shared
+    high: Sequence[float] | Mapping[int, float],  # of what is said to be larger
     *,
-    of: str = "mean",  # "difference": of pairs, seed by seed; "deviation": which of the two varies less
+    of: str = "mean",  # or "deviation": which of the two varies less
 ) -> str:
-    """Whether values are smaller than others: "upheld", "not upheld", "not decided" where the seeds do not separate them, "no run".
+    """Whether values are smaller than others: "upheld", "not upheld", "not decided" where the runs do not separate them, "no run".
 
-    Means by Welch's t-test (Welch 1947), differences by the paired one, deviations by the F-test of the logarithms; two-sided at 5 %."""
+    Means by the t-test for pairs if both map the same seeds to values, otherwise by Welch's (1947), deviations by the F-test of the
+    logarithms; two-sided at 5 %."""
     from scipy import stats
 
-    check_choice("of", of, ("mean", "difference", "deviation"))
+    check_choice("of", of, ("mean", "deviation"))
+    pairs = isinstance(low, Mapping) and isinstance(high, Mapping) and low.keys() == high.keys()
+    low, high = ([v[k] for k in sorted(v)] if isinstance(v, Mapping) else list(v) for v in (low, high))
     if not (low and high):
         return "no run"
     if min(len(low), len(high)) == 1:
         return "not decided (one seed)"
-    if of == "difference" and len(low) != len(high):
-        raise GenbookError(f"low, high: {len(low)} and {len(high)} values are not pairs")
     if of == "deviation":
         if min(*low, *high) <= 0:
             raise GenbookError(f"low, high: {min(*low, *high):g} has no logarithm; relative deviations are of values above 0")
@@ -923,9 +924,9 @@ def verdict(
     gap = statistics.fmean(high) - statistics.fmean(low)
     if of == "deviation":
         p = stats.f.cdf(b / a, len(high) - 1, len(low) - 1) if a else float(b > 0)
-    elif of == "difference" and len({y - x for x, y in zip(low, high, strict=True)}) > 1:
+    elif pairs and len({y - x for x, y in zip(low, high, strict=True)}) > 1:
         p = stats.ttest_rel(low, high, alternative="greater").pvalue
-    elif of == "mean" and (a or b):
+    elif not pairs and (a or b):
         p = stats.ttest_ind(low, high, equal_var=False, alternative="greater").pvalue
     else:
         p = 0.5 + 0.5 * ((gap > 0) - (gap < 0))
