@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .core import GenbookError, check_choice, write_atomic
 
-# %% ../nbs/07_viz.ipynb #8245be9c
+# %% ../nbs/07_viz.ipynb #1214c02f
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#000000", "#E69F00", "#56B4E9")  # lines: blue, vermilion, green, purple, ...
 CLASS_COLORS = ("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6", "#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd")
 WIDTH = 6.5  # inches: the width of the text
@@ -48,6 +48,7 @@ STYLE = {
     "axes.grid": True,
     "axes.axisbelow": True,
     "axes.edgecolor": "#444444",
+    "axes.formatter.min_exponent": 3,  # 20 and not 2 x 10^1, which lies on its neighbour on a short axis
     "grid.color": "#e2e2e2",
     "grid.linewidth": 0.6,
     "lines.linewidth": 1.5,

@@ -340,3 +340,14 @@ def test_explorer_is_a_figure_for_a_program_and_a_widget_for_a_front_end():
     assert not any(word in page for word in ("HBox(", "VBox(", "Explorer(", "widget-view"))
     assert set(live) == {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"}
     assert live["text/plain"] == "Explorer(z[0], z[1], z[2], z[3])"
+
+
+def test_labels_of_a_short_logarithmic_axis_do_not_lie_on_each_other():
+    fig, axes = viz.subplots(1, 3)
+    axes[0].set(xscale="log", xlim=(1.8, 45))
+    with matplotlib.rc_context(viz.STYLE):  # as it is saved
+        found = texts(fig)
+    left, below = axes[1].get_window_extent().x0, axes[0].get_window_extent().y0
+    boxes = sorted((b.x0, b.x1, text) for text, b in found.items() if b.y1 < below and b.x1 < left)
+    assert {text for *_, text in boxes} >= {r"$\mathdefault{2}$", r"$\mathdefault{10}$", r"$\mathdefault{20}$"}
+    assert all(a[1] <= b[0] for a, b in zip(boxes, boxes[1:], strict=False)), boxes
