@@ -47,9 +47,9 @@ def chapters(
         p for p in found if any("parameters" in c["metadata"].get("tags", []) for c in json.loads(p.read_text(encoding="utf-8"))["cells"])
     ]
 
-# %% ../nbs/09_report.ipynb #1887847d
+# %% ../nbs/09_report.ipynb #cb67241d
 OPTION = re.compile(r"#\|\s*([\w-]+)\s*:\s?(.*)")
-TEXTS = ("fig-cap", "fig-alt", "tbl-cap", "code-summary")
+TEXTS = ("fig-cap", "fig-alt", "tbl-cap", "code-name")
 KINDS = {"eq": "Equation", "fig": "Figure", "tbl": "Table", "sec": "Section"}
 SPANS = re.compile(
     r"(?P<code>^ *```.*?^ *```|`[^`\n]+`)"
@@ -208,7 +208,7 @@ def stage(
         old.unlink()
     return [write_atomic(out / f"{name}.ipynb", nbformat.writes(nb)) for name, nb in ready.items()]
 
-# %% ../nbs/09_report.ipynb #f923dbe1
+# %% ../nbs/09_report.ipynb #4f2343ac
 def _clean(nb):
     "A notebook of the staged cells, with nothing in it but what a page shows."
     import nbformat
@@ -219,7 +219,7 @@ def _clean(nb):
             options, code = _options(c.source)
             if not code.strip():
                 continue
-            options.setdefault("code-summary", _summary(code, c.metadata.get("tags", [])))
+            options.setdefault("code-name", _summary(code, c.metadata.get("tags", [])))
             options |= {k: _formulas(v) for k, v in options.items() if k in TEXTS}
             cell = nbformat.v4.new_code_cell(_with_options(options, code), outputs=c.outputs, execution_count=c.execution_count, id=c.id)
             _portable(cell)
@@ -440,13 +440,13 @@ def _heading(match, count, number):
     shown = f"{number}.{count['sec']}" if level == 2 else number
     return f'<h{level} id="{slug}">' + (f'<span class="number">{shown}</span> ' if numbered else "") + f"{title}</h{level}>"
 
-# %% ../nbs/09_report.ipynb #f3bd4c93
+# %% ../nbs/09_report.ipynb #3142aeca
 CELLS = """
 {%- extends 'display_priority.j2' -%}
 {% macro image(cell, output, kind, data) %}<img alt="{{ cell.metadata.options["fig-alt"] | e }}" src="data:{{ kind }};base64,{{ data }}"
 {%- for k, v in (output.metadata.get(kind) or {}).items() %} {{ k }}="{{ v }}"{% endfor %}>{% endmacro %}
 {% block input %}{% if cell.source and cell.metadata.options.echo != "false" -%}
-<details class="code"><summary>{{ cell.metadata.options["code-summary"] | e }}</summary>
+<details class="code"><summary>{{ cell.metadata.options["code-name"] | e }}</summary>
 {{- cell.source | highlight_code(metadata=cell.metadata) }}</details>
 {% endif %}{% endblock %}
 {% block markdowncell %}{{ cell.source | prose }}{% endblock %}
@@ -478,7 +478,7 @@ PAGE = """<!DOCTYPE html>
 {%- if after %}<a rel="next" href="{{ after.file }}">{{ after.name }} →</a>{% endif %}</nav></main></body></html>
 """
 
-# %% ../nbs/09_report.ipynb #1f41bf2e
+# %% ../nbs/09_report.ipynb #90c818ab
 def _style(root):
     "The style sheet of the plain pages: `plain.css`, and the colours of code in light and dark."
     from pygments.formatters import HtmlFormatter
@@ -515,7 +515,7 @@ def _body(cells, index, number):
     for c in nb.cells:
         if c.cell_type == "code":
             options, c.source = _options(c.source)
-            c.metadata.options = {"code-summary": "Code", "fig-alt": options.get("fig-cap", ""), **options}
+            c.metadata.options = {"code-name": "Code", "fig-alt": options.get("fig-cap", ""), **options}
     return TemplateExporter.from_notebook_node(exporter, nb)[0]  # HTMLExporter's own takes three times as long: it parses the page
 
 # %% ../nbs/09_report.ipynb #6979ce5f

@@ -66,6 +66,7 @@ def project(root):
         "index.qmd",
         "nbs/refs.bib",
         "nbs/shared.yml",
+        "nbs/fold.lua",
         "nbs/styles.css",
         "nbs/theme.scss",
         "nbs/plain.css",
@@ -373,6 +374,7 @@ def test_quarto_renders_the_book(tmp_path):
     assert not re.search("WARN|Unable to resolve|ERROR", log), log
     text = re.sub("<script.*?</script>", "", (tmp_path / "_report/report/20_models.two.html").read_text(), flags=re.S)
     assert 'href="10_models.one.html#eq-one-elbo"' in text and "?@" not in text and "#|" not in text and "widget" not in text
-    assert "<math" in (tmp_path / "_report/report/10_models.one.html").read_text()
+    one = (tmp_path / "_report/report/10_models.one.html").read_text()
+    assert "<math" in one and "code-name" not in one and "<summary>Code: bound</summary>" in one and "<summary></summary>" not in one
     if report._quarto()[1] >= (1, 9):
         assert (tmp_path / "_report/genbook.pdf").read_bytes().startswith(b"%PDF")
