@@ -208,7 +208,7 @@ def stage(
         old.unlink()
     return [write_atomic(out / f"{name}.ipynb", nbformat.writes(nb)) for name, nb in ready.items()]
 
-# %% ../nbs/09_report.ipynb #4f2343ac
+# %% ../nbs/09_report.ipynb #788f0886
 def _clean(nb):
     "A notebook of the staged cells, with nothing in it but what a page shows."
     import nbformat
@@ -219,7 +219,7 @@ def _clean(nb):
             options, code = _options(c.source)
             if not code.strip():
                 continue
-            options.setdefault("code-name", _summary(code, c.metadata.get("tags", [])))
+            options["code-name"] = options.pop("code-summary", None) or _summary(code, c.metadata.get("tags", []))
             options |= {k: _formulas(v) for k, v in options.items() if k in TEXTS}
             cell = nbformat.v4.new_code_cell(_with_options(options, code), outputs=c.outputs, execution_count=c.execution_count, id=c.id)
             _portable(cell)
