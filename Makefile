@@ -8,7 +8,7 @@ export PATH := $(BIN):$(PATH)
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python; do \
   $$p -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
 
-.PHONY: help report test check docs lab bench export readme
+.PHONY: help report test check verify docs lab bench export readme
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -17,14 +17,19 @@ help: ## this list
 report: .venv/.quarto ## every chapter executed on the embedded digits, as a book
 	@"$(BIN)/genbook" report
 
-test: $(READY) ## lint, every notebook executed once, every test but those marked gpu or slow
+test: $(READY) ## lint; beside each other every notebook executed once, and every test but those marked gpu or slow
 	@ruff check . && ruff format --check .
-	@OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing
-	@"$(BIN)/pytest" -m "not gpu and not slow"
+	@out=$$(mktemp -d); trap 'exit 130' INT TERM; trap 'kill $$books 2>/dev/null; rm -rf "$$out"' EXIT; \
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing >"$$out/notebooks" 2>&1 & books=$$!; \
+	{ "$(BIN)/pytest" -n 2 --dist worksteal -m "not gpu and not slow" || touch "$$out/failed"; } | tee "$$out/tests"; \
+	wait $$books || touch "$$out/failed"; cat "$$out/notebooks"; tail -n 1 "$$out/tests"; test ! -e "$$out/failed"
 
 check: $(READY) ## the fast half: lint, and the rules of the repository (clean, exported, paired, typed, ...)
 	@ruff check . && ruff format --check .
 	@"$(BIN)/pytest" tests/test_rules.py
+
+verify: $(READY) ## do kept results still hold? all whose data are here: same, changed or cannot
+	@OMP_NUM_THREADS=1 "$(BIN)/genbook" verify
 
 docs: .venv/.quarto ## the site, in _docs (needs Quarto)
 	@command -v quarto >/dev/null || { echo "make docs needs Quarto: install it from quarto.org, or pip install quarto-cli"; exit 1; }

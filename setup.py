@@ -21,11 +21,12 @@ setup(
     keywords=cfg["keywords"],
     url=cfg["git_url"],
     packages=find_packages(include=["genbook", "genbook.*"]),
+    package_data={"genbook": ["assets/**"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid")},
     entry_points={
-        "console_scripts": ["genbook=genbook.cli:main"],
+        "console_scripts": ["genbook=genbook.lab.cli:main"],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
     },
 )

@@ -27,7 +27,7 @@ def figures(index: Path) -> dict[Path, bytes]:  # file -> what it should hold
     "The pictures of the notebook `index` that are called as a figure of a chapter, images/fig-NAME.png."
     wanted = set(re.findall(r"images/(fig-[\w-]+)\.png", index.read_text(encoding="utf-8")))
     found = {}
-    for path in sorted(index.parent.glob("[0-9]*.ipynb")) if wanted else ():
+    for path in sorted(index.parent.rglob("[0-9]*.ipynb")) if wanted else ():
         for c in nbformat.read(path, as_version=4).cells:
             label = re.search(r"(?m)^#\| label: ([\w-]+)$", c.source) if c.cell_type == "code" else None
             if label and label[1] in wanted:

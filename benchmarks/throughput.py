@@ -1,16 +1,17 @@
-"""Training throughput beside plain loops and beside a peer, sampling times, start-up times, and what a run costs beyond its notebook.
+"""Training throughput beside plain loops, beside a peer and beside what the machine can do; sampling, start-up, what a run costs besides.
 
     python benchmarks/throughput.py [NAME...] [--rounds 7] [--device cpu]      NAME: vae, realnvp, dcgan, start-up, runs
 
 Every variant of a case trains the same network with the same batch size and optimiser. Each round times each variant once, in another
-order; a ratio is the median over rounds of the ratio within a round, so that a slow minute of the machine hits both sides.
+order; a ratio is the median over rounds of the ratio within a round, so that a slow minute of the machine hits both sides. Operations
+are those of convolutions and matrix products, forward and backward, as torch counts them; the machine's own rate is that of a product
+of two matrices of 1,024 rows and columns, timed in the same rounds.
 """
 
 import argparse
 import contextlib
 import io
 import logging
-import os
 import random
 import shutil
 import statistics
@@ -19,20 +20,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import nbformat
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from genbook.core import project_root
 from genbook.data import Batches, Images
 from genbook.models import gan, realnvp, vae
 from genbook.nn import n_parameters
-from genbook.train import AdversarialStep, LossStep, Step, fit
+from genbook.steps import Step
+from genbook.train import fit
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)
+GENBOOK = [sys.executable, "-c", "from genbook.lab.cli import main; main()"]
 
 
 @dataclass
@@ -45,7 +48,7 @@ class Case:
     levels: int
     batch: int
     steps: int  # of one round
-    step: Callable[..., Step] = LossStep
+    how: dict = field(default_factory=dict)  # arguments of the step
     variants: dict = field(default_factory=dict)  # name -> arguments of the step
     plain: Callable | None = None  # the same by hand; None: `plain_loop`
     peer: Callable | None = None
@@ -61,11 +64,14 @@ def synchronise(device):
         torch.cuda.synchronize()
 
 
+def made(case, images, device, **kwargs):
+    "Step and batches of a case."
+    return Step(case.network(), lr=2e-4, device=device, **case.how | kwargs), Batches(images, case.batch, device=device)
+
+
 def fit_loop(case, images, device, **kwargs):
     "The project's own loop."
-    adversarial = case.step is AdversarialStep
-    step = case.step(case.network(), lr=2e-4, device=device, **kwargs)
-    batches = Batches(images, case.batch, device=device, k=1 if adversarial else None)
+    step, batches = made(case, images, device, **kwargs)
     fit(step, batches, min(20, case.steps), progress=False)  # first steps allocate, and on CUDA record the graph
     step.it.zero_()
 
@@ -75,6 +81,26 @@ def fit_loop(case, images, device, **kwargs):
         synchronise(device)
 
     return run
+
+
+def operations(case, images, device) -> float:
+    "Floating-point operations of one iteration."
+    step, batches = made(case, images, device)
+    with FlopCounterMode(display=False) as counter:
+        step(*batches.fetch(next(iter(batches))))
+    return counter.get_total_flops()
+
+
+def matrix_product(device, n=1024):
+    "A product of two matrices, some times, and its operations."
+    a, times = torch.randn(n, n, device=device), 8
+
+    def run():
+        for _ in range(times):
+            a @ a
+        synchronise(device)
+
+    return run, times * 2 * n**3
 
 
 def shuffled(images, batch, device):
@@ -155,7 +181,7 @@ def dcgan():
 CASES = {
     "vae": Case("784-512-16 Bernoulli VAE", mlp_vae, (1, 28, 28), 2, 64, 200, peer=pythae_loop),
     "realnvp": Case("multi-scale RealNVP", multi_scale, (1, 28, 28), 256, 16, 3, variants={"fit, bf16": {"precision": "bf16-mixed"}}),
-    "dcgan": Case("DCGAN", dcgan, (3, 32, 32), 256, 64, 3, step=AdversarialStep, plain=plain_players),
+    "dcgan": Case("DCGAN", dcgan, (3, 32, 32), 256, 64, 3, how={"betas": (0.5, 0.999)}, plain=plain_players),
 }
 
 
@@ -177,8 +203,9 @@ def interleaved(runs, rounds):
 
 
 def train(case, rounds, device):
-    "Images per second of each variant and the ratios of `fit` to the others."
+    "Images per second of each variant, the ratios of `fit` to the others, and its operations per second beside the machine's."
     images = case.images()
+    product, product_flops = matrix_product(device)
     runs = {"fit": fit_loop(case, images, device)} | {n: fit_loop(case, images, device, **kw) for n, kw in case.variants.items()}
     runs["plain loop"] = (case.plain or plain_loop)(case, images, device)
     if case.peer is not None:
@@ -186,7 +213,8 @@ def train(case, rounds, device):
             runs["pythae"] = case.peer(case, images, device)
         except ImportError:
             print("pythae is not installed: pip install pythae")
-    times = interleaved(runs, rounds)
+    times = interleaved(runs | {"product": product}, rounds)
+    products = times.pop("product")
     where = f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     size = f"{n_parameters(case.network()):,} parameters, {case.image_shape[1]} px, batch {case.batch}"
     print(f"{case.about}, {size}, {where}, {rounds} rounds of {case.steps} steps")
@@ -196,6 +224,15 @@ def train(case, rounds, device):
     for ours, theirs in [("fit", n) for n in base] + [(n, "plain loop") for n in case.variants]:
         ratios = [b / a for a, b in zip(times[ours], times[theirs], strict=True)]
         print(f"  {f'{ours} / {theirs}':24} {statistics.median(ratios):6.2f}  (from {min(ratios):.2f} to {max(ratios):.2f})", flush=True)
+    flops = case.steps * operations(case, images, device)
+    rates = [flops / t / 1e9 for t in times["fit"]]
+    machine = [product_flops / t / 1e9 for t in products]
+    share = statistics.median(a / b for a, b in zip(rates, machine, strict=True))
+    print(
+        f"  fit: {statistics.median(rates):,.1f} GFLOP/s, {share:.0%} of the machine's matrix product ({statistics.median(machine):,.1f}); "
+        f"{flops / len(images) / 1e6:,.1f} MFLOP an image",
+        flush=True,
+    )
 
 
 def sampling(names, rounds, device, n=16):
@@ -213,20 +250,19 @@ def sampling(names, rounds, device, n=16):
 
 def start_up():
     "Median seconds of whole processes."
-    script = os.path.join(os.path.dirname(sys.executable), "genbook")
     print("start-up, seconds")
     for label, command in {
         "import torch": [sys.executable, "-c", "import torch"],
         "import genbook": [sys.executable, "-c", "import genbook"],
         "import genbook.models.vae": [sys.executable, "-c", "import genbook.models.vae"],
-        "genbook --help": [script, "--help"],
-        "genbook list": [script, "list"],
+        "genbook --help": [*GENBOOK, "--help"],
+        "genbook list": [*GENBOOK, "list"],
     }.items():
         run = lambda c=command: subprocess.run(c, check=True, capture_output=True)
         print(f"  {label:26} {statistics.median(timed(run) for _ in range(3)):.2f}")
 
 
-NOTEBOOK = """from genbook.runs import Run
+NOTEBOOK = """from genbook.lab.runs import Run
 run = Run(run_dir)
 run.finish();"""
 
@@ -238,10 +274,10 @@ def around_the_cells(folder, n):
     (folder / "nbs").mkdir(parents=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[first, nbformat.v4.new_code_cell(NOTEBOOK)]), folder / "nbs/10_nothing.ipynb")
     shutil.copy(project_root() / "settings.ini", folder)
-    (folder / "experiments.yaml").write_text(f"nothing: {{notebook: 10_nothing, seeds: {[*range(n)]}}}\n")
-    script = [os.path.join(os.path.dirname(sys.executable), "genbook"), "run", "nothing", "--workers", "1"]
+    (folder / "experiments").mkdir()
+    (folder / "experiments/10_nothing.yaml").write_text(f"notebook: 10_nothing\nexperiments: {{nothing: {{seeds: {[*range(n)]}}}}}\n")
     began = time.perf_counter()
-    subprocess.run(script, cwd=folder, check=True, capture_output=True)
+    subprocess.run([*GENBOOK, "run", "nothing", "--workers", "1"], cwd=folder, check=True, capture_output=True)
     seconds = time.perf_counter() - began
     books = [nbformat.read(path, 4) for path in folder.glob("runs/nothing/*/notebook.ipynb")]
     assert len(books) == n
@@ -280,12 +316,13 @@ def main():
         "names", nargs="*", choices=[*CASES, "start-up", "runs", []], metavar="NAME", help=", ".join([*CASES, "start-up", "runs"])
     )
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, help="of a round, instead of those of each case")
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     names = args.names or [*CASES, "start-up", "runs"]
     for name in CASES:
         if name in names:
-            train(CASES[name], args.rounds, args.device)
+            train(replace(CASES[name], steps=args.steps or CASES[name].steps), args.rounds, args.device)
     drawn = [name for name in CASES if name in names]
     if drawn:
         sampling(drawn, args.rounds, args.device)

@@ -44,20 +44,20 @@ def book(tmp_path_factory, root) -> Path:
     "The folder of the plain book: every chapter of the repository with the outputs that its source keeps, as if just executed."
     import nbformat
 
-    from genbook import report
+    from genbook.lab import report, staging
 
     project = tmp_path_factory.mktemp("book")
     executed = []
-    (project / "runs").mkdir()
     for path in report.chapters(root):
-        nb = nbformat.read(path, 4)
+        nb, copy = nbformat.read(path, 4), project / "runs" / path.relative_to(root / "nbs")
         for i, c in enumerate((c for c in nb.cells if c.cell_type == "code"), 1):
             c.execution_count = i
-        nbformat.write(nb, project / "runs" / path.name)
-        executed.append(project / "runs" / path.name)
-    for name in ("index.qmd", "nbs/refs.bib", "nbs/plain.css", "nbs/00_core.ipynb"):
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        nbformat.write(nb, copy)
+        executed.append(copy)
+    for name in ("index.qmd", "nbs/refs.bib", "nbs/00_core.ipynb"):
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, project / name)
-    report.stage(executed, project / "report")
-    (project / "report/_run.md").write_text(report.preface(executed), encoding="utf-8")
-    return report.fallback(project).parent
+    staging.stage(executed, project / "report")
+    (project / "report/_run.md").write_text(staging.preface(executed), encoding="utf-8")
+    return report.plain(project).parent

@@ -17,7 +17,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+import yaml
+
 # ---- what the rules read
+
+FOLDERS = ("", "measure", "models", "lab", "studies", "guide")  # of nbs/, each may import from those before it
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Cell:
 
     def __str__(self):
         first = next((line for line in self.source.splitlines() if line.strip() and not line.startswith("#|")), "")
-        return f"{self.notebook.stem} [{self.raw.get('id', '?')}] {first.strip()[:60]!r}"
+        return f"{self.notebook.name} [{self.raw.get('id', '?')}] {first.strip()[:60]!r}"
 
 
 @dataclass(frozen=True)
@@ -109,17 +113,27 @@ class Notebook:
     def markdown(self):
         return [c for c in self.cells if c.kind == "markdown"]
 
+    @cached_property
+    def name(self):  # below nbs/, e.g. "models/11_vae"
+        parts = self.path.with_suffix("").parts
+        return "/".join(parts[len(parts) - parts[::-1].index("nbs") :])
+
     @property
-    def stem(self):
-        return self.path.stem
+    def folder(self):  # "" at the top
+        return self.name.rpartition("/")[0]
 
     @property
     def number(self):  # decade and place; index has none
-        return int(self.stem[:2]) if self.stem[:2].isdigit() else None
+        digits = self.path.stem[:2]
+        return int(digits) if digits.isdigit() else None
 
     @property
-    def chapter(self):
-        return self.number is not None and 10 <= self.number <= 59
+    def order(self):  # by which imports go down
+        return FOLDERS.index(self.folder) if self.folder in FOLDERS else len(FOLDERS), 100 if self.number is None else self.number
+
+    @property
+    def chapter(self):  # of a family of models
+        return self.folder == "models" and self.number in range(10, 40)
 
     @cached_property
     def module(self):  # what it exports to, e.g. "models.vae"
@@ -146,15 +160,24 @@ class Book:
         return [c for n in self.notebooks for c in n.markdown]
 
     @cached_property
-    def numbers(self):  # module -> number of its notebook
-        return {n.module: n.number for n in self.notebooks if n.module}
+    def orders(self):  # module -> place of its notebook
+        return {n.module: n.order for n in self.notebooks if n.module}
 
     @cached_property
-    def files(self):  # text files that git would keep, by .gitignore's folders
-        ignored = {".git", *re.findall(r"(?m)^([\w.]+)/$", (self.root / ".gitignore").read_text(encoding="utf-8"))}
+    def modules(self):  # what is exported, and what is written by hand
+        return [p for p in sorted((self.root / "genbook").rglob("*.py")) if p.name != "_modidx.py"]
+
+    @cached_property
+    def files(self):  # text files that git would keep, by .gitignore's folders: /name/ is one at the top, name/ one anywhere
+        folders = re.findall(r"(?m)^(/?)([\w.]+)/$", (self.root / ".gitignore").read_text(encoding="utf-8"))
+        top, anywhere = ({name for mark, name in folders if bool(mark) == at} for at in (True, False))
         kinds = {".py", ".ipynb", ".md", ".qmd", ".yml", ".yaml", ".toml", ".ini", ".txt", ".json", ".css", ".bib", ".html", ""}
-        found = [p for p in self.root.rglob("*") if p.suffix in kinds and not ignored & set(p.relative_to(self.root).parts)]
-        return sorted(p for p in found if p.is_file() and not any(part.endswith(".egg-info") for part in p.parts))
+        found = []
+        for p in (p for p in self.root.rglob("*") if p.suffix in kinds):
+            parts = p.relative_to(self.root).parts
+            if parts[0] not in top and not {".git", *anywhere} & set(parts) and not any(part.endswith(".egg-info") for part in parts):
+                found.append(p)
+        return sorted(p for p in found if p.is_file())
 
 
 RULES: dict[str, Callable[[Book], Iterator[str]]] = {}
@@ -170,31 +193,44 @@ def rule(f):
 
 @rule
 def one_notebook_one_module(book):
-    "nbs/ is flat; NN_name exports to name, and to nothing else; each module says from which notebook it comes, and that is so."
-    stems = {n.stem: n for n in book.notebooks}
+    "A folder is a package and a notebook a module: folder/NN_name exports to folder.name, and nowhere else, and that module comes from it."
+    names = {n.name: n for n in book.notebooks}
     for n in book.notebooks:
-        if n.path.parent != book.root / "nbs" or not re.fullmatch(r"index|\d\d_[a-z][a-z0-9_.]*", n.stem):
-            yield f"{n.path.relative_to(book.root)}: not of the form nbs/NN_name.ipynb"
-        if n.module and n.module != n.stem[3:]:
-            yield f"{n.stem}: exports to {n.module}"
+        if n.folder not in FOLDERS or not re.fullmatch(r"\d\d_[a-z][a-z0-9_]*" + "|index" * (not n.folder), n.path.stem):
+            yield f"nbs/{n.name}.ipynb: not of the form nbs/NN_name.ipynb, nbs/{'/, nbs/'.join(FOLDERS[1:])}/"
+        elif (
+            n.number is not None and n.module != f"{n.folder}.{n.path.stem[3:]}".lstrip(".") and (n.module or n.folder not in FOLDERS[-2:])
+        ):
+            yield f"{n.name}: exports to {n.module}"
         for c in n.code:
             yield from (f"{c}: exports elsewhere" for o in c.options if re.match(r"exports?i?\s+\S", o))
-    for path in sorted((book.root / "genbook").rglob("*.py")):
-        if path.name in ("__init__.py", "_modidx.py"):
+            if c.exported and not n.module:
+                yield f"{c}: exports, but its notebook has no `#| default_exp`"
+    for path in book.modules:
+        if path.name == "__init__.py":
             continue
         name = path.relative_to(book.root)
         header = re.search(r"File to edit: \S*nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8"))
         module = ".".join(name.with_suffix("").parts[1:])
-        if not header or header[1] not in stems or stems[header[1]].module != module:
+        if not header or header[1] not in names or names[header[1]].module != module:
             yield f"{name}: no notebook exports it; code belongs in nbs/, so delete it, or give a notebook `#| default_exp {module}`"
 
 
 @rule
 def numbers_are_unique(book):
+    "Within a folder."
     seen = defaultdict(list)
     for n in book.notebooks:
-        seen[n.number].append(n.stem)
+        seen[n.folder, n.number].append(n.name)
     return (f"{', '.join(s)}: the same number" for s in seen.values() if len(s) > 1)
+
+
+@rule
+def modules_are_small(book):
+    "One responsibility a module: at most 400 lines."
+    for path in book.modules:
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 400:
+            yield f"{path.relative_to(book.root)}: {lines} lines; split its notebook"
 
 
 def _imported(node, modules):
@@ -204,20 +240,22 @@ def _imported(node, modules):
     if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "genbook":
         base = node.module.removeprefix("genbook").lstrip(".")
         inner = [f"{base}.{a.name}".lstrip(".") for a in node.names if not a.name.startswith("__")]
-        return [m if m in modules else base or "zoo" for m in inner]  # genbook's own public names are the zoo's
+        return [m if m in modules else base or "lab.zoo" for m in inner]  # genbook's own public names are the zoo's
     return []
 
 
 @rule
 def imports_go_down(book):
-    "A notebook imports only from lower-numbered ones, so infrastructure imports no model; imports are absolute and named."
+    """What is exported imports only from folders before its own and lower numbers, so infrastructure imports no model.
+
+    What is not exported, shows and tests, and may import anything. Imports are absolute and named."""
     for c in book.code:
         for node in c.nodes:
             if isinstance(node, ast.ImportFrom) and (node.level or any(a.name == "*" for a in node.names)):
                 yield f"{c}: relative or star import"
-            for m in _imported(node, book.numbers):
-                if c.notebook.number is not None and book.numbers.get(m, 99) >= c.notebook.number and m != c.notebook.module:
-                    yield f"{c}: {c.notebook.stem} imports {m}"
+            for m in _imported(node, book.orders) if c.exported else ():
+                if m != c.notebook.module and book.orders.get(m, (99,)) >= c.notebook.order:
+                    yield f"{c}: {c.notebook.name} imports {m}"
 
 
 def _at_import(nodes):
@@ -234,7 +272,7 @@ def loads(book, module):  # packages that importing a module imports, through th
     direct, packages = {}, defaultdict(set)
     for n in book.notebooks:
         nodes = [i for c in n.code if c.exported for i in _at_import(c.body)]
-        direct[n.module] = {m for i in nodes for m in _imported(i, book.numbers)}
+        direct[n.module] = {m for i in nodes for m in _imported(i, book.orders)}
         for i in nodes:
             names = [a.name for a in i.names] if isinstance(i, ast.Import) else [i.module or ""]
             packages[n.module] |= {name.split(".")[0] for name in names}
@@ -247,15 +285,19 @@ def loads(book, module):  # packages that importing a module imports, through th
     return set().union(*(packages[m] for m in seen)) - {"genbook"}
 
 
+LIGHT = {
+    "core",
+    *(f"lab.{name}" for name in ("experiments", "runs", "kernel", "launch", "grid", "results", "tables", "staging", "report", "cli")),
+}
+
+
 @rule
 def imports_are_light(book):
-    "core, runs, report and cli load no torch; core, nn, prob, models, train, data and likelihood no pictures and no papermill."
-    for module in filter(None, book.numbers):
-        heavy = set()
-        if module in ("core", "runs", "report", "cli"):
-            heavy |= {"torch", "torchvision", "lightning_fabric", "papermill", "matplotlib", "sklearn"}
-        if module in ("core", "nn", "prob", "train", "data", "likelihood") or module.startswith("models."):
-            heavy |= {"torchvision", "matplotlib", "papermill"}
+    "What the command line loads at once needs no torch; the library at the top, measures and models no pictures and no papermill."
+    for module, (folder, _) in book.orders.items():
+        heavy = {"torchvision", "matplotlib", "papermill", "lightning", "lightning_fabric"} if folder < FOLDERS.index("lab") else set()
+        if module in LIGHT:
+            heavy |= {"torch", "numpy", "torchvision", "papermill", "matplotlib", "sklearn", "scipy", "nbconvert", "nbdev"}
         if found := heavy & loads(book, module):
             yield f"{module}: loads {', '.join(sorted(found))} when it is imported"
 
@@ -278,9 +320,9 @@ def clean(book):
     for n in book.notebooks:
         ids = [c.raw.get("id") for c in n.cells]
         if None in ids or len(set(ids)) < len(ids):
-            yield f"{n.stem}: cells without ids, or with the same; `make export` mends it"
+            yield f"{n.name}: cells without ids, or with the same; `make export` mends it"
         if extra := set(n.raw["metadata"]) - {"kernelspec"}:
-            yield f"{n.stem}: metadata {', '.join(sorted(extra))}; `make export` removes it"
+            yield f"{n.name}: metadata {', '.join(sorted(extra))}; `make export` removes it"
         for c in n.cells:
             outputs = c.raw.get("outputs", [])
             if c.raw.get("execution_count") is not None or any(o.get("execution_count") is not None for o in outputs):
@@ -296,7 +338,7 @@ def small(book):
     "A notebook has at most 400 kB, a cell at most 60 lines of 140 characters, an exported definition at most 40 (blank ones not counted)."
     for n in book.notebooks:
         if n.path.stat().st_size > 400_000:
-            yield f"{n.stem}: {n.path.stat().st_size // 1000} kB; draw its figures with fewer pixels, or clear outputs that nobody needs"
+            yield f"{n.name}: {n.path.stat().st_size // 1000} kB; draw its figures with fewer pixels, or clear outputs that nobody needs"
         for c in n.code:
             full = [i for i, line in enumerate(c.code.splitlines(), 1) if line.strip()]
             if len(full) > 60:
@@ -346,34 +388,45 @@ def plain_python(book):
     yield from (f"{c}: begins with ---" for c in book.markdown if c.source.startswith("---"))
 
 
+NINE = ["dataset", "size", "config", "model_args", "train_args", "measure_args", "seed", "device", "run_dir"]
+
+
+def _is_parameter(node):
+    "An annotated scalar, as papermill reads it (`Optional[int]`, it does not know `int | None`), or an empty table."
+    if not isinstance(node, ast.AnnAssign) or node.value is None:
+        return False
+    kind, value = ast.unparse(node.annotation), node.value.operand if isinstance(node.value, ast.UnaryOp) else node.value
+    scalar = re.fullmatch(r"(Optional\[)?(str|int|float|bool)(?(1)\])", kind) and isinstance(value, ast.Constant)
+    return bool(scalar) or kind == "dict" and ast.unparse(value) == "{}"
+
+
 @rule
 def parameters(book):
-    "Chapters 1x to 5x have one cell of parameters (others at most one): annotated scalars, one a line, each with a comment."
+    "Chapters have one cell of the same nine parameters, others at most one: one a line, each with a type and a comment."
     for n in book.notebooks:
         cells = [c for c in n.code if "parameters" in c.tags]
         if len(cells) > 1 or n.chapter and not cells:
-            yield f"{n.stem}: {len(cells)} parameters cells; give one cell the tag `parameters` (JupyterLab: Property Inspector, Cell Tags)"
+            yield f"{n.name}: {len(cells)} parameters cells; give one cell the tag `parameters` (JupyterLab: Property Inspector, Cell Tags)"
         for c in cells:
-            names = {node.target.id for node in c.body if isinstance(node, ast.AnnAssign)}
-            if missing := {"seed", "device", "run_dir"} - names:
-                yield f"{c}: no {', '.join(sorted(missing))}"
+            names = [node.target.id for node in c.body if isinstance(node, ast.AnnAssign)]
+            if missing := [name for name in NINE[-3:] if name not in names]:
+                yield f"{c}: no {', '.join(missing)}"
+            elif n.chapter and "model_args" in names and names != NINE:
+                yield f"{c}: {', '.join(names)}; a chapter has {', '.join(NINE)}"
             if c.exported or c.options:
                 yield f"{c}: options or export"
             for node in c.body:
-                words = set(re.findall(r"\w+", ast.unparse(node.annotation))) if isinstance(node, ast.AnnAssign) else {"no type"}
-                value = getattr(node, "value", None)
-                value = value.operand if isinstance(value, ast.UnaryOp) else value
-                if not words <= {"str", "int", "float", "bool", "None"} or not isinstance(value, ast.Constant):
-                    yield f"{c}: {ast.unparse(node)!r} is not an annotated scalar"
+                if not _is_parameter(node):
+                    yield f"{c}: {ast.unparse(node)!r} is not an annotated scalar, Optional[scalar] or dict = {{}}"
                 elif node.lineno != node.end_lineno or not c.comments.get(node.lineno):
                     yield f"{c}: {ast.unparse(node)!r} has no comment on its line"
 
 
 @rule
 def no_loop_outside_train(book):
-    "`fit` is the one loop: no `.backward()` and no optimizer anywhere else."
+    "`fit` is the one loop: no `.backward()` and no optimizer but in `steps` and `optim`, which are made for it."
     for c in book.code:
-        if c.notebook.module != "train":
+        if c.notebook.module not in ("steps", "optim"):
             attributes = {node.attr for node in c.nodes if isinstance(node, ast.Attribute)}
             imports = [i.module or "" for i in c.nodes if isinstance(i, ast.ImportFrom)] + [
                 a.name for i in c.nodes if isinstance(i, ast.Import) for a in i.names
@@ -398,7 +451,7 @@ def no_copies(book):
 # ---- documentation
 
 
-CONVENTIONS = {"seed", "generator", "device", "root"}  # the same everywhere, explained in 00_core and 01_data
+CONVENTIONS = {"seed", "generator", "device", "root"}  # the same everywhere, explained in 00_core and 02_data
 
 
 def _undocumented(c, f, about="", method=False):
@@ -464,18 +517,20 @@ SECTIONS = [  # of a chapter, after title, parameters and imports
 
 @rule
 def ten_sections(book):
-    "A chapter has a title with one line of summary, then its ten sections in order."
+    "A chapter has a title with one line of summary, then its ten sections in order; studies, if any, follow the training."
     for n in book.notebooks:
         first = n.cells[0].source if n.cells else ""
         if not re.match(r"# \S.*\n\n> \S", first):
-            yield f"{n.stem}: does not begin with a title and a one-line summary"
-        headings = [h for c in n.markdown for h in re.findall(r"(?m)^##+ +(.+)$", c.source)]
+            yield f"{n.name}: does not begin with a title and a one-line summary"
+        every = headings = [h for c in n.markdown for h in re.findall(r"(?m)^## +(.+)$", c.source)] if n.chapter else []
         for name, pattern in SECTIONS if n.chapter else ():
             at = next((i for i, h in enumerate(headings) if re.search(pattern, h, re.I)), None)
             if at is None:
-                yield f"{n.stem}: no section {name!r} in its place"
+                yield f"{n.name}: no section {name!r} in its place"
             else:
                 headings = headings[at + 1 :]
+        if "Studies" in every and not re.search(r"train", every[every.index("Studies") - 1], re.I):
+            yield f"{n.name}: the studies do not follow the training"
 
 
 EQUATION = re.compile(r"\$\$(.+?)\$\$[ \t]*(?:\{#([\w-]+)\})?", re.S)
@@ -503,7 +558,7 @@ def equations_are_asserted(book):
             yield from (f"{c}: there is no equation {name}" for name in sorted(names - mine))
         for label in sorted(mine - named):
             if label.startswith("eq-") and not label.startswith("eq-def-"):
-                yield f"{n.stem}: no cell asserts {label}"
+                yield f"{n.name}: no cell asserts {label}"
     yield from (f"{label}: {len(cells)} equations of that label" for label, cells in labels.items() if label and len(cells) > 1)
 
 
@@ -521,7 +576,7 @@ def figures_have_captions(book):
             labels[c.option["label"]].append(c)
         mimes = {m for o in c.raw.get("outputs", []) for m in o.get("data", {})}
         makes = any(m.startswith("image/") for m in mimes) or any(getattr(node, "attr", "") == "figure" for node in c.nodes)
-        if (c.notebook.chapter or "9" == c.notebook.stem[0]) and makes and not c.exported:
+        if c.notebook.folder in ("models", "studies", "guide") and makes and not c.exported:
             wanted = {"label": "fig-.+", "fig-cap": ".+", "fig-alt": ".+"}
             if missing := [k for k, v in wanted.items() if not re.fullmatch(v, c.option.get(k, ""))]:
                 yield f"{c}: a figure without {', '.join(missing)}"
@@ -559,22 +614,40 @@ def readme_is_index(book):
             yield f"{path.relative_to(book.root)}: not what `make readme` writes; edit the notebook instead, then make readme"
 
 
+def _experiments(book):
+    "Names of all experiments, as far as the files say them: those with variants are suites."
+    for path in (book.root / "experiments").glob("*.yaml"):
+        for name, entry in (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("experiments", {}).items():
+            yield from (name, *(f"{name}-{variant}" for variant in (entry or {}).get("variants", ())))
+
+
+def _commands(book):
+    "Names of the commands of genbook."
+    for c in book.code:
+        for f in (node for node in c.body if isinstance(node, ast.FunctionDef) and c.exported):
+            for d in (d for d in f.decorator_list if ast.unparse(d).startswith("cli.command(")):
+                yield d.args[0].value if d.args else f.name
+
+
 @rule
 def commands_exist(book):
     "What README and the guide tell one to type: targets of the Makefile, named experiments, commands of genbook."
-    known = {}
-    for name, pattern in (("Makefile", r"(?m)^([a-z]+):"), ("experiments.yaml", r"(?m)^([a-z0-9][\w.-]*):")):
-        known[name] = set(re.findall(pattern, (book.root / name).read_text())) if (book.root / name).exists() else set()
-    known["genbook"] = {"list", "run", "results", "report", "data", "export"}
+    make = (book.root / "Makefile").read_text(encoding="utf-8") if (book.root / "Makefile").exists() else ""
+    known = {"Makefile": set(re.findall(r"(?m)^([a-z]+):", make)), "experiments": set(_experiments(book)), "genbook": set(_commands(book))}
     typed = {
         "Makefile": r"`?\bmake ([a-z]+)\b(?=`|\s+#|\n)",
-        "experiments.yaml": r"genbook (?:run|results) ([a-z][\w.-]*)",
-        "genbook": r"(?m)^genbook (\w+)",
+        "experiments": r"genbook (?:run|list|results|verify) ([a-z][\w.-]*)",
+        "genbook": r"(?m)^\s*genbook (\w+)",
     }
-    for name in ("README.md", "CONTRIBUTING.md"):
-        text = (book.root / name).read_text(encoding="utf-8") if (book.root / name).exists() else ""
+    texts = {p.name: p.read_text(encoding="utf-8") for p in (book.root / name for name in ("README.md", "CONTRIBUTING.md")) if p.exists()}
+    texts |= {n.name: "\n".join(c.source for c in n.markdown) for n in book.notebooks if n.folder == "guide"}
+    for name, text in texts.items():
         for where, pattern in typed.items():
-            yield from (f"{name}: {where} has no {word}" for word in re.findall(pattern, text) if word not in known[where])
+            yield from (
+                f"{name}: {where} has no {word}"
+                for word in re.findall(pattern, text)
+                if word not in known[where] and not word.endswith(".ipynb")
+            )
 
 
 @rule

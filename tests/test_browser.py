@@ -68,17 +68,18 @@ def jupyter_lab(folder, home):
         server.wait(20)
 
 
-def copied(root, folder, stem):
+def copied(root, folder, name):
     "A copy of a notebook where nothing of it can be spoiled, and of what it looks up; without its outputs."
-    (folder / "nbs").mkdir()
-    for name in ("settings.ini", "experiments.yaml"):
-        shutil.copy(root / name, folder / name)
-    nb = nbformat.read(root / f"nbs/{stem}.ipynb", 4)
+    path = folder / f"nbs/{name}.ipynb"
+    path.parent.mkdir(parents=True)
+    shutil.copy(root / "settings.ini", folder)
+    shutil.copytree(root / "experiments", folder / "experiments")
+    nb = nbformat.read(root / f"nbs/{name}.ipynb", 4)
     for c in nb.cells:
         if c.cell_type == "code":
             c.outputs, c.execution_count = [], None
-    nbformat.write(nb, folder / f"nbs/{stem}.ipynb")
-    return folder / f"nbs/{stem}.ipynb"
+    nbformat.write(nb, path)
+    return path
 
 
 def run_all(page):
@@ -98,9 +99,9 @@ def check(path):
     assert all(c.execution_count for c in code)
 
 
-@pytest.mark.parametrize("stem", ["07_viz", pytest.param("11_models.vae", marks=pytest.mark.slow)])
-def test_a_notebook_runs_in_jupyterlab_and_its_slider_moves_the_picture(stem, root, tmp_path):
-    path = copied(root, tmp_path, stem)
+@pytest.mark.parametrize("name", ["lab/13_explorers", pytest.param("models/11_vae", marks=pytest.mark.slow)])
+def test_a_notebook_runs_in_jupyterlab_and_its_slider_moves_the_picture(name, root, tmp_path):
+    path = copied(root, tmp_path, name)
     with jupyter_lab(path.parent, tmp_path) as address, opened() as (page, _):
         page.goto(address(path.name))
         run_all(page)
@@ -151,9 +152,9 @@ def test_formulas_fit_into_their_column(book):
     wide = "all => all.filter(e => e.scrollWidth > e.clientWidth + 2).map(e => e.closest('[id]').id)"
     with opened() as (page, _):
         seen = {}
-        for path in sorted(book.glob("*.html")):
+        for path in sorted(book.rglob("*.html")):
             page.goto(path.as_uri())
-            seen[path.name] = page.locator("math[display=block]").count(), page.eval_on_selector_all("math[display=block]", wide)
+            seen[path.stem] = page.locator("math[display=block]").count(), page.eval_on_selector_all("math[display=block]", wide)
     assert sum(n for n, _ in seen.values()) > 100 and not any(found for _, found in seen.values()), seen
 
 

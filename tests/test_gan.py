@@ -6,9 +6,13 @@ import pytest
 import torch
 
 from genbook.core import GenbookError
-from genbook.fidelity import modes_covered
-from genbook.models.gan import CONFIGS, GAN, LOSSES, NETS, RING, Objective, PlaneGAN, ring_batches
-from genbook.train import AdversarialStep, cosine, fit
+from genbook.measure.variety import modes_covered
+from genbook.models.flows import Draws
+from genbook.models.gan import CONFIGS, GAN, LOSSES, NETS, Objective, PlaneGAN
+from genbook.optim import cosine
+from genbook.steps import Step
+from genbook.toys import RING
+from genbook.train import fit
 
 
 @pytest.mark.parametrize(
@@ -110,10 +114,10 @@ def test_configurations_of_the_reports_keep_their_numbers():
     assert CONFIGS["fc_s0"]["smoothing"] == 0.9 and CONFIGS["lsgan_s3"]["loss"] == "least_squares"
 
 
-def test_ring_batches():
-    keys = iter(ring_batches(5, k=3, seed=0))
-    x, _ = ring_batches(5).fetch(next(keys))
-    assert x.shape == (3, 5, 2)
+def test_batches_of_the_ring():
+    batches = Draws(RING.sample, 5, seed=0)
+    x, _ = batches.fetch(next(iter(batches)))
+    assert x.shape == (5, 2)
     points = RING.sample(20_000, torch.Generator().manual_seed(0))
     modes, good = modes_covered(points, RING.centres, RING.std, least=2000)
     assert modes == 8 and abs(good - (1 - math.exp(-4.5))) < 0.003  # a Gaussian on the plane within three standard deviations
@@ -121,8 +125,8 @@ def test_ring_batches():
 
 
 GAMES = {
-    "naive": lambda n: dict(lr=1e-3, critic_lr=1e-4, betas=(0.9, 0.999)),
-    "stable": lambda n: dict(lr=3e-3, betas=(0.0, 0.99), schedule=cosine(n), critic_schedule=cosine(n), ema=0.99),
+    "naive": lambda n: dict(lr=1e-3, betas=(0.9, 0.999), parts={"critic": {"lr": 1e-4}}),
+    "stable": lambda n: dict(lr=3e-3, betas=(0.0, 0.99), schedule=cosine(n), ema=0.99),
 }
 
 
@@ -132,8 +136,8 @@ GAMES = {
 def test_ring(game, seed, n=3000):
     "All eight modes and 85 % of the samples near one with the stable settings; six modes at most with the naive ones."
     torch.manual_seed(seed)
-    step = AdversarialStep(PlaneGAN(zdim=2, act="relu"), device="cpu", **GAMES[game](n))
-    fit(step, ring_batches(seed=seed), n, progress=False)
+    step = Step(PlaneGAN(zdim=2, act="relu"), device="cpu", **GAMES[game](n))
+    fit(step, Draws(RING.sample, 256, seed=seed), n, progress=False)
     points = step.eval_model().sample(2500, generator=torch.Generator().manual_seed(1))
     modes, good = modes_covered(points, RING.centres, RING.std, least=20)
     assert (modes <= 6) if game == "naive" else (modes == 8 and good >= 0.85), (modes, good)

@@ -6,9 +6,9 @@ from itertools import product
 import pytest
 import torch
 
-from genbook.data import load
+from genbook.datasets import load
 from genbook.models import fvae, realnvp
-from genbook.train import LossStep
+from genbook.steps import Step
 
 SMALL = {
     realnvp.RealNVP: {"couplings": (2, 2, 2), "width": 8, "depth": 1, "noise_couplings": 2, "noise_width": 4},
@@ -24,7 +24,7 @@ def train(family, lr, seed=0, steps=12, **change):
     x = load("digits").train.float()[0]
     model = family((1, 8, 8), levels=17, **(SMALL[family] | change))
     model.adapt(x[:128])
-    step = LossStep(model, lr=lr, clip=1.0, device="cpu")
+    step = Step(model, lr=lr, clip=1.0, device="cpu")
     return [step(x[64 * (i % 19) : 64 * (i % 19) + 64])["total"].item() for i in range(steps)], model
 
 

@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import nn
 
+from genbook import create_model, datasets
 from genbook.core import GenbookError
-from genbook.likelihood import ais_gap, ais_nll, elbo, evaluate, iw_bound_from, iw_nll, likelihood_table, log_aggregate, log_weights
+from genbook.data import Codes
+from genbook.measure.annealing import ais_gap, ais_nll
+from genbook.measure.likelihood import elbo, evaluate, iw_bound_from, iw_nll, likelihood_table, log_aggregate, log_weights
 from genbook.prob import LIKELIHOODS, DiagonalNormal, Gaussian, StandardNormal, likelihood, n_params
 
 
@@ -126,6 +129,7 @@ def test_metrics_that_apply(name, levels):
     result = evaluate(Tiny(name, levels), images(60, levels), k=3, split="valid")
     discrete = name not in ("bernoulli", "gaussian") or (name == "bernoulli" and levels == 2)
     assert ("bits_per_dim" in result) == discrete == ("density" not in result["elbo"].estimator)
+    assert all(result[m].estimator.startswith("bound, ") for m in {"elbo", "iw_nll", "bits_per_dim"} & set(result))
     assert {"elbo", "rec", "kl", "iw_nll", "ess", "mse", "active_units", "mutual_information", "aggregate_kl"} == set(result) - {
         "bits_per_dim"
     }
@@ -133,6 +137,133 @@ def test_metrics_that_apply(name, levels):
     if discrete:
         assert result["bits_per_dim"].value == pytest.approx(result["iw_nll"].value / 16 / math.log(2))
         assert result["bits_per_dim"].se == pytest.approx(result["iw_nll"].se / 16 / math.log(2))
+
+
+class Independent(nn.Module):
+    "Pixels, or codes, that know nothing of each other, all with the same probabilities: log P(x) is exact."
+
+    def __init__(self, levels=2, shape=(1, 4, 4)):
+        super().__init__()
+        self.levels, self.image_shape, self.logits = levels, shape, nn.Parameter(torch.linspace(0, 1, levels))
+
+    def log_prob(self, x):
+        u = x if x.dtype == torch.int64 else (x * (self.levels - 1)).round().long()
+        return self.logits.log_softmax(0)[u].flatten(1).sum(1)
+
+
+class Noisy(Independent):
+    "The same times a noise of mean 1: the bound by k samples is too low, and the less so the larger k is."
+
+    def log_prob(self, x, *, k=1, generator=None):
+        noise = 2 * torch.rand(k, len(x), generator=generator, device=x.device)
+        return super().log_prob(x) + noise.mean(0).log()
+
+
+def test_an_exact_likelihood_is_called_exact():
+    x = images(60, 17)
+    model = Independent(17)
+    result = evaluate(model, x, split="valid")
+    assert set(result) == {"log_prob", "bits_per_dim"} and {m.estimator for m in result.values()} == {"exact"}
+    assert result["log_prob"].value == pytest.approx(model.log_prob(x).mean().item()) and result["log_prob"].n == 60
+    assert result["bits_per_dim"].value == pytest.approx(-result["log_prob"].value / 16 / math.log(2))
+    assert result["bits_per_dim"].se == pytest.approx(result["log_prob"].se / 16 / math.log(2)) and result["log_prob"].split == "valid"
+
+
+def test_a_bound_says_its_samples_and_is_determined_by_the_seed():
+    x, model = images(230), Noisy()
+    before = torch.get_rng_state()
+    result = {k: evaluate(model, x, k=k) for k in (1, 8, 500)}
+    assert torch.equal(before, torch.get_rng_state()) and model.training
+    assert [r["bits_per_dim"].estimator for r in result.values()] == ["bound, k=1", "bound, k=8", "bound, k=500"]
+    nats = [r["log_prob"].value for r in result.values()]
+    truth = Independent().log_prob(x).mean().item()
+    assert nats[0] < nats[1] - 0.1 < truth and nats[2] == pytest.approx(truth, abs=0.01)
+    assert values(evaluate(model, x, k=8)) == values(result[8]) != values(evaluate(model, x, k=8, seed=1))
+    first, rest = evaluate(model, x, k=8, n=100), evaluate(model, x[:200], k=8)
+    assert first["log_prob"] == evaluate(model, x[:100], k=8)["log_prob"] and rest["log_prob"].n == 200
+    first, second, whole = (evaluate(model, part, k=8)["log_prob"].value for part in (x[:100], x[100:200], x[:200]))
+    assert 2 * whole == pytest.approx(first + second, abs=0.1) and 2 * whole != pytest.approx(first + second, abs=1e-6)  # noise by block
+
+
+@pytest.mark.parametrize(("says", "estimator"), [("exact", "exact"), ("ODE", "ODE, k=8"), ("bound", "bound, k=8")])
+def test_a_model_can_say_what_its_likelihood_is(says, estimator):
+    model = Noisy()
+    model.likelihood_is = says
+    assert {m.estimator for m in evaluate(model, images(20), k=8).values()} == {estimator}
+    plain = Independent()
+    plain.likelihood_is = says
+    assert {m.estimator for m in evaluate(plain, images(20), k=8).values()} == {says}
+    model.likelihood_is = "ode"
+    with pytest.raises(GenbookError, match="likelihood_is: 'ode' is not one of exact, bound, ODE"):
+        evaluate(model, images(20), k=8)
+
+
+def test_codes_are_evaluated_as_images_are():
+    x = torch.randint(0, 5, (40, 3, 3))
+    model = Independent(5, (3, 3))
+    a, b = evaluate(model, x), evaluate(model, Codes(x, levels=5))
+    assert a == b and a["bits_per_dim"].value == pytest.approx(-model.log_prob(x).mean().item() / 9 / math.log(2))
+    with pytest.raises(GenbookError, match="images: values from 0 to 5; allowed: 0 to 4"):
+        evaluate(model, x + (x == 4))
+
+
+def test_a_density_has_nats_and_no_bits():
+    class Density(nn.Module):
+        def log_prob(self, x):
+            return -x.square().flatten(1).sum(1)
+
+    result = evaluate(Density(), 3 * torch.randn(30, 2))  # points of the plane
+    assert set(result) == {"log_prob"} and result["log_prob"].estimator == "exact, density"
+    with pytest.raises(GenbookError, match="images: 1 of 30 are not finite"):
+        evaluate(Density(), torch.randn(30, 2).index_fill(0, torch.tensor([3]), math.nan))
+
+
+@pytest.mark.parametrize("name", ["realnvp_digits", "mixture", "vae_mlp_digits", "flow_vae_mlp_digits", "fvae_digits", "ae_digits"])
+def test_every_family_with_a_likelihood_is_evaluated(name):
+    model, ds = create_model(name, (1, 8, 8), levels=17).eval(), datasets.load("digits")
+    result = evaluate(model, ds.test, k=2, n=20)
+    assert ("bits_per_dim" in result) != name.startswith("ae") and all(math.isfinite(m.value) and m.n == 20 for m in result.values())
+    if "bits_per_dim" in result:
+        assert result["bits_per_dim"].estimator in ("bound, k=2", "exact")
+        x, generator = ds.test.float(slice(0, 20))[0], torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            expected = -model.log_prob(x, k=2, generator=generator).mean() / 64 / math.log(2)
+        if not hasattr(model, "posterior"):  # of the first block, from its own generator
+            assert result["bits_per_dim"].value == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_what_has_no_likelihood_is_refused():
+    with pytest.raises(GenbookError, match="GAN has none of posterior, log_prob and reconstruct"):
+        evaluate(create_model("gan_digits", (1, 8, 8)), datasets.load("digits").test)
+
+
+@pytest.mark.parametrize("kind", [Tiny, Independent])
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda x: 2 * x - 1, "images: values from -1 to 1; allowed: 0 to 1"),
+        (lambda x: 255 * x, "images: values from 0 to 255; allowed: 0 to 1"),
+        (lambda x: x * math.nan, "images: values from nan to nan; allowed: 0 to 1"),
+        (lambda x: x.index_fill(0, torch.tensor([7]), math.nan), "images: values from nan to nan"),
+        (lambda x: x.byte(), "images: torch.uint8 (30, 1, 4, 4); allowed: float (n, c, h, w) in [0, 1]"),
+        (lambda x: x.long(), "images: torch.int64 (30, 1, 4, 4); allowed: float"),
+        (lambda x: x[:0], "images: torch.float32 (0, 1, 4, 4); allowed: float"),
+        (lambda x: torch.rand_like(x), "images: values between the 2 levels of the model; allowed: multiples of 1/1"),
+        (lambda x: images(30, 17), "images: values between the 2 levels of the model"),
+        (lambda x: x.numpy(), "images: ndarray is neither a tensor nor a split"),
+        (lambda x: datasets.load("digits"), "images: DataSet is neither a tensor nor a split of a data set; allowed: ds.test"),
+        (lambda x: datasets.load("digits").test, "images: 17 levels, but the model was made for 2"),
+    ],
+)
+def test_images_of_another_kind_get_one_line(kind, spoil, words):
+    with pytest.raises(GenbookError) as error:
+        evaluate(kind(), spoil(images(30)), k=2)
+    assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_images_of_another_size_get_one_line():
+    with pytest.raises(GenbookError, match=r"images: shape \(1, 8, 8\), but the model was made for \(1, 4, 4\)"):
+        evaluate(Independent(), torch.zeros(5, 1, 8, 8))
 
 
 def test_a_plain_autoencoder_has_a_reconstruction_error_only():
@@ -277,3 +408,16 @@ def test_the_table_says_what_may_be_compared(model):
     assert [r["bits/dim"] is None for r in table] == [False] * 2 + [True] * 2
     assert table[0]["nats"] == -measured["vae"]["elbo"].value and table[0]["nats"] > table[1]["nats"]
     assert table[1]["ess"] == measured["vae"]["ess"].value and table[1]["se"] == measured["vae"]["iw_nll"].se
+
+
+def test_the_table_says_what_is_exact():
+    ode = Independent()
+    ode.likelihood_is = "ODE"
+    measured = {"exact": evaluate(Independent(), images(60)), "bound": evaluate(Noisy(), images(60), k=8), "ode": evaluate(ode, images(60))}
+    measured["bits alone"] = {"bits_per_dim": measured["exact"]["bits_per_dim"]}
+    table = likelihood_table(measured, (1, 4, 4), 2)
+    assert [(r["model"], r["estimate"]) for r in table] == [(m, "log_prob") for m in ("exact", "bound", "ode")] + [
+        ("bits alone", "bits_per_dim")
+    ]
+    assert [r["says"] for r in table] == ["exact", "upper bound, k samples", "ODE, to its tolerance", "exact"]
+    assert table[0]["nats"] == pytest.approx(table[3]["nats"]) and table[0]["bits/dim"] == pytest.approx(table[3]["bits/dim"])

@@ -11,8 +11,9 @@ from test_matrix import MODELS, SIZES, build, having, images, randomise, unless_
 
 from genbook import create_model, data
 from genbook.core import GenbookError
-from genbook.runs import Run
-from genbook.train import AdversarialStep, fit
+from genbook.lab.runs import Run
+from genbook.steps import Step
+from genbook.train import fit
 
 PLAYERS = having("critic_loss", "generator_loss")
 
@@ -34,12 +35,33 @@ def digits(n=96):
     return data.Images((torch.rand(n, 1, 8, 8, generator=g) * 16).round().byte(), labels(n), levels=17)
 
 
-def stepper(name, **kwargs):
-    return AdversarialStep(build(name), **({"lr": 1e-3, "device": "cpu"} | kwargs))
+def stepper(name, k=1, **kwargs):
+    "A step with `k` updates of the critic."
+    settings = {"lr": 1e-3, "betas": (0.5, 0.999), "parts": {"critic": {"times": k}}, "device": "cpu"}
+    return Step(build(name), **settings | kwargs)
 
 
 def parameters(model):
     return {player: [p.detach().clone() for p in getattr(model, player).parameters()] for player in ("generator", "critic")}
+
+
+def turns(step, x, y):  # player -> (gradients of both players, parameters before, parameters after)
+    "One step, looked at after the update of each player."
+    model, seen, hold = step.model, {}, getattr(step.model, "after_step", lambda player, terms: None)
+    before = [parameters(model)]
+
+    def after_step(player, terms):
+        hold(player, terms)
+        gradients = {other: [p.grad for p in getattr(model, other).parameters()] for other in ("generator", "critic")}
+        seen[player] = gradients, before[-1], parameters(model)
+        before.append(seen[player][2])
+        for p in model.parameters():
+            p.grad = None
+
+    model.after_step = after_step
+    step(x, y)
+    assert list(seen) == ["critic", "generator"]
+    return seen
 
 
 def test_there_are_some():
@@ -104,17 +126,14 @@ def test_gradients_reach_all_of_the_own_parameters_and_none_of_the_others(name):
     with torch.no_grad():  # the hinge, for one, knows no constant as long as all scores are within the margin
         scores = torch.stack([model.score(x, y), model.score(model.fake(16, y), y)])
         free = torch.allclose(*(model.objective.critic(*(scores + c)).mean() for c in (0.0, 1e-3)), rtol=0, atol=1e-6)
-    for player, other in [("critic", "generator"), ("generator", "critic")]:
-        for p in model.parameters():
-            p.grad = None
-        before = parameters(model)
-        step.turn(player, x, y)
-        named = dict(getattr(model, player).named_parameters())
-        dead = [n for n, p in named.items() if p.grad is None or not p.grad.isfinite().all() or not p.grad.any()]
+    for player, (gradients, before, after) in turns(step, x, y).items():
+        other = {"critic": "generator", "generator": "critic"}[player]
+        names = [n for n, _ in getattr(model, player).named_parameters()]
+        dead = [n for n, g in zip(names, gradients[player], strict=True) if g is None or not g.isfinite().all() or not g.any()]
         assert [n for n in dead if not (free and player == "critic" and n.startswith("head") and n.endswith("bias"))] == []
-        assert all(p.grad is None for p in getattr(model, other).parameters())
-        assert all(torch.equal(a, b) for a, b in zip(before[other], getattr(model, other).parameters(), strict=True))
-        assert sum(not torch.equal(a, b) for a, b in zip(before[player], named.values(), strict=True)) >= len(named) - len(dead)
+        assert all(g is None for g in gradients[other])
+        assert all(torch.equal(a, b) for a, b in zip(before[other], after[other], strict=True))
+        assert sum(not torch.equal(a, b) for a, b in zip(before[player], after[player], strict=True)) >= len(names) - len(dead)
 
 
 @PLAYERS
@@ -150,7 +169,7 @@ def test_losses_are_float32_under_bfloat16(name):
 @PLAYERS
 def test_each_critic_update_sees_fresh_images(name):
     "k updates of the critic on k different batches, then one of the generator; an epoch of the critic is one pass over the data."
-    step, split, seen = stepper(name), digits(), {"critic": [], "generator": []}
+    step, split, seen = stepper(name, k=3), digits(), {"critic": [], "generator": []}
     for player, method in [("critic", "critic_loss"), ("generator", "generator_loss")]:
         original = getattr(step.model, method)
 
@@ -172,7 +191,7 @@ def test_average_of_the_generator_warms_up(name):
     step, y = stepper(name, ema=0.5), labels(8)
     mean = [p.detach().clone() for p in step.model.generator.parameters()]
     for t in range(12):
-        step(images(n=8)[None], y[None])
+        step(images(n=8), y)
         d = min(0.5, (1 + t) / (10 + t))
         mean = [d * m + (1 - d) * p.detach() for m, p in zip(mean, step.model.generator.parameters(), strict=True)]
     model = step.eval_model()
@@ -187,7 +206,7 @@ def test_stopped_and_resumed_is_the_same(name, tmp_path):
 
     def train(folder, steps):
         torch.manual_seed(0)
-        step = stepper(name, ema=0.9)
+        step = stepper(name, k=2, ema=0.9)
         history = fit(step, data.Batches(digits(), 8, k=2), steps, run=Run(folder), every=3, log_every=1, progress=False)
         return step, history
 
@@ -197,7 +216,7 @@ def test_stopped_and_resumed_is_the_same(name, tmp_path):
     flat = torch.utils._pytree.tree_leaves
     for a, b in zip(flat(whole.state_dict()), flat(resumed.state_dict()), strict=True):
         assert torch.equal(a, b) if torch.is_tensor(a) else a == b
-    untimed = lambda h: [{k: v for k, v in row.items() if k != "time"} for row in h.rows]
+    untimed = lambda h: [{k: v for k, v in row.items() if k not in ("time", "of")} for row in h.rows]
     assert untimed(history) == untimed(expected) and len(expected.rows) == 6
 
 
@@ -208,7 +227,7 @@ def test_same_on_the_gpu(name):
     model = randomise(build(name)).eval()
     x = images()
     here = model.score(x, labels(5))
-    step = AdversarialStep(model, lr=1e-4, device="cuda")
+    step = Step(model, lr=1e-4, betas=(0.5, 0.999), parts={"critic": {"times": 2}}, device="cuda")
     torch.testing.assert_close(model.score(x.cuda(), labels(5).cuda()).cpu(), here, rtol=1e-2, atol=1e-3)
     assert model.sample(4, generator=torch.Generator("cuda").manual_seed(0)).is_cuda
     history = fit(step, data.Batches(digits(), 8, k=2, device="cuda"), 8, log_every=1, progress=False, capture=True)

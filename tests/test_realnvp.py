@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from genbook.bijections import log_det_jacobian
 from genbook.core import GenbookError
-from genbook.data import load
-from genbook.likelihood import bits_per_dim
-from genbook.models.realnvp import CONFIGS, ActNorm, Conv1x1, Coupling, RealNVP, Squeeze, flow_bits, multi_scale
+from genbook.datasets import load
+from genbook.image_flows import ActNorm, Conv1x1, ImageCoupling, Squeeze
+from genbook.measure.likelihood import bits_per_dim
+from genbook.models.realnvp import CONFIGS, RealNVP, flow_bits, multi_scale
 from genbook.nn import n_parameters
-from genbook.prob import log_det_jacobian
 
 SWITCHES = {
     "affine": {},
@@ -126,9 +127,9 @@ def test_layers_of_the_reports(config, couplings, hidden):
             hooks.append(m.register_forward_hook(lambda m, args, out, i=i: shapes.setdefault(i, []).append((type(m), out[0].shape[1:]))))
     model.loss(images((1, 28, 28), 256, 2))
     for i, (n, size) in enumerate(zip(couplings, [(1, 28, 28), (4, 14, 14), (8, 7, 7)], strict=False)):
-        assert shapes[i] == [(Squeeze, size)] * (i > 0) + [(Coupling, size)] * n
+        assert shapes[i] == [(Squeeze, size)] * (i > 0) + [(ImageCoupling, size)] * n
     for stage, width in zip(model.flow.stages, hidden, strict=True):
-        nets = [m.net for m in stage.maps if isinstance(m, Coupling)]
+        nets = [m.net for m in stage.maps if isinstance(m, ImageCoupling)]
         assert {net[0].out_channels for net in nets} == {width} and {
             sum(isinstance(x, nn.Conv2d) for x in net.modules()) for net in nets
         } == {8}
@@ -138,7 +139,7 @@ def test_layers_of_the_reports(config, couplings, hidden):
 def test_masks_alternate():
     "Each number is transformed by every second coupling: chessboard first, channels after a squeeze."
     for stage in RealNVP((1, 28, 28), **CONFIGS["s1"]).flow.stages:
-        masks = [m.mask for m in stage.maps if isinstance(m, Coupling)]
+        masks = [m.mask for m in stage.maps if isinstance(m, ImageCoupling)]
         for a, b in zip(masks, masks[1:], strict=False):
             assert torch.equal(a + b, torch.ones_like(a)) and a.mean() == 0.5
 

@@ -1,6 +1,8 @@
-"The report: what is staged, the plain pages, and the book where there is a Quarto."
+"The report: what is staged, the plain pages of nbconvert, and the book where there is a Quarto."
 
 import ast
+import html
+import json
 import os
 import re
 import shutil
@@ -14,12 +16,14 @@ import pytest
 import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from genbook import report, viz
 from genbook.core import GenbookError
+from genbook.lab import figures, report, staging, tables
 
 ROOT = Path(__file__).parents[1]
+NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGD4DwABBAEAX+XDSwAAAABJRU5ErkJggg=="
 VOID = {"meta", "link", "img", "br", "hr", "mspace", "col", "input"}
+ATTACK = "<script>alert(1)</script> <img src=x onerror=alert(2)> | *a* [b](javascript:c) $d$ `e` @kingma2014 {{< include f >}}"
 
 FORMULAS = r"""## What holds {#sec-one-claims}
 
@@ -27,7 +31,7 @@ Inline $\log p(x) = -\tfrac12 \big\lVert x - \mu_\theta(z) \big\rVert^2$, then a
 
 $$\log p(x) \ge \mathbb E_{q}\Big[\log p(x \mid z)\Big] - D_{\mathrm{KL}}\big(q(z \mid x) \,\|\, p(z)\big).$$ {#eq-one-elbo}
 
-It costs \$5, and `$x$` is code. See [@kingma2014; @burda2016, page 2], Burda and others [-@burda2016], and @sec-two.
+It costs \$5, and `$x$` is code. See [@kingma2014; @burda2016, page 2], Burda and others [-@burda2016], and @eq-one-elbo.
 
 | symbol | meaning |
 |---|---|
@@ -49,11 +53,13 @@ def figure():
     return new_output("display_data", {"image/png": PIXEL, "text/plain": "<Figure>"}, metadata={"image/png": {"width": 20, "height": 20}})
 
 
-def write(folder, source, title, *cells, **papermill):
+def write(folder, source, title, *cells, params=None, **papermill):
+    "A run of the notebook `source`, as `genbook run` leaves it."
     folder.mkdir(parents=True)
-    nb = new_notebook(cells=[new_markdown_cell(f"# {title}\n\n> What it is: a sample"), *cells])
-    nb.metadata["papermill"] = {"input_path": f"nbs/{source}.ipynb", **papermill}
+    nb = new_notebook(cells=[new_markdown_cell(f"# {title}\n\n> What it is: a sample"), *cells], metadata={"papermill": papermill})
     nbformat.write(nb, folder / "notebook.ipynb")
+    (folder / "params.json").write_text(json.dumps({"notebook": source, "params": params or {}}))
+    (folder / "result.json").write_text(json.dumps({"notebook": source, "params": params or {}, "device": "CPU", "minutes": 0.5}))
     return folder / "notebook.ipynb"
 
 
@@ -69,14 +75,13 @@ def project(root):
         "nbs/fold.lua",
         "nbs/styles.css",
         "nbs/theme.scss",
-        "nbs/plain.css",
         "nbs/00_core.ipynb",
     ):
         shutil.copy(ROOT / name, root / name)
     one = [
         run("#| default_exp models.one"),
-        run("zdim: int = 2  # size\nrun_dir: str | None = None", tags=["parameters"]),
-        run("# Parameters\nzdim = 2\nrun_dir = '/srv/someone/runs'", tags=["injected-parameters"]),
+        run("model_args: dict = {}  # zdim\nrun_dir: Optional[str] = None", tags=["parameters"]),
+        run("# Parameters\nmodel_args = {}\nrun_dir = '/srv/someone/runs'", tags=["injected-parameters"]),
         new_markdown_cell(FORMULAS),
         run("#| exports\ndef bound(x):\n    return x", new_output("stream", text="printed\n")),
         run("#| label: fig-one\n#| fig-cap: Left: real, right: $\\hat x$\n#| fig-alt: One blue pixel\nplot()", figure()),
@@ -85,24 +90,34 @@ def project(root):
     ]
     widget = {"application/vnd.jupyter.widget-view+json": {"model_id": "a"}, "text/plain": "VBox()"}
     two = [
-        run("zdim: int = 2", tags=["parameters"]),
-        run("# Parameters\nzdim = 8", tags=["injected-parameters"]),
-        new_markdown_cell("## Use\n\nBack to @eq-one-elbo, @fig-one and @sec-one-claims."),
+        run("model_args: dict = {}", tags=["parameters"]),
+        run('# Parameters\nmodel_args = {"zdim": 8}', tags=["injected-parameters"]),
+        new_markdown_cell("## Use\n\nSee [one](10_one.ipynb) and [notation](../00_core.ipynb)."),
         run("explore()", new_output("display_data", widget)),
     ]
-    return [write(root / "runs/b", "20_models.two", "Two", *two), write(root / "runs/a", "10_models.one", "One", *one)]
+    return [write(root / "runs/b", "models/20_two", "Two", *two), write(root / "runs/a", "models/10_one", "One", *one)]
 
 
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory):
-    "The plain pages of the small project: name to text."
-    root = tmp_path_factory.mktemp("plain")
-    executed = project(root)
+def read(folder):
+    "Pages by name, e.g. models/10_one, without the style sheets of nbconvert."
+    found = {p.relative_to(folder).with_suffix("").as_posix(): p.read_text(encoding="utf-8") for p in folder.rglob("*.html")}
+    return {name: re.sub(r"<style.*?</style>", "", page, flags=re.S) for name, page in found.items()}
+
+
+def built(root, executed):
+    "The plain pages of executed chapters."
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "_quarto", lambda: None)
         first = report.build(executed, root)
     assert first == root / "_report/index.html"
-    return {p.name: p.read_text(encoding="utf-8") for p in first.parent.glob("*.html")}
+    return read(first.parent)
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    "The plain pages of the small project."
+    root = tmp_path_factory.mktemp("plain")
+    return built(root, project(root))
 
 
 class Outline(HTMLParser):
@@ -150,7 +165,7 @@ def contrast(*pair):  # of colours such as #fff or #a1b2c3
 
 def test_staging_strips_what_is_for_nbdev(tmp_path):
     staged = report.stage(project(tmp_path), tmp_path / "report")
-    assert [p.name for p in staged] == ["10_models.one.ipynb", "20_models.two.ipynb"]
+    assert [p.relative_to(tmp_path).as_posix() for p in staged] == ["report/models/10_one.ipynb", "report/models/20_two.ipynb"]
     for path in staged:
         nb = nbformat.read(path, 4)
         nbformat.validate(nb)
@@ -158,7 +173,7 @@ def test_staging_strips_what_is_for_nbdev(tmp_path):
         assert not re.search(r"#\|\s*(export|default_exp|hide)", text) and "secret" not in text and "/home" not in text
         assert all("widget" not in k for c in nb.cells for o in c.get("outputs", []) for k in o.get("data", {}))
     assert '#| fig-cap: "Left: real, right: $\\\\hat x$"' in staged[0].read_text().replace("\\\\\\\\", "\\\\").replace('\\"', '"')
-    assert "zdim = 8" in staged[1].read_text() and "zdim = 2" not in staged[0].read_text()
+    assert "'zdim': 8" in staged[1].read_text() and "someone" not in staged[0].read_text()
 
 
 @pytest.mark.parametrize("how", ["error output", "papermill exception", "pending cell", "never executed"])
@@ -173,7 +188,7 @@ def test_a_failed_run_is_refused_and_nothing_is_touched(tmp_path, how):
         cell.metadata["papermill"] = {"status": "pending"}
     if how == "never executed":
         cell.execution_count = None
-    bad = write(tmp_path / "runs/c", "30_models.bad", "Bad", cell, exception=how == "papermill exception" or None)
+    bad = write(tmp_path / "runs/c", "models/30_bad", "Bad", cell, exception=how == "papermill exception" or None)
     with pytest.raises(GenbookError, match="runs/c/notebook.ipynb"):
         report.build([*good, bad], tmp_path)
     assert [p.read_bytes() for p in staged] == before and not (tmp_path / "_report").exists()
@@ -190,113 +205,115 @@ def check_links(outlines):
     "Every link within the pages goes to a page, and to a place on it; how many there are."
     seen = 0
     for name, outline in outlines.items():
-        for link in outline.links:
-            if not link.startswith("http") and link != "style.css":
-                target, _, anchor = link.partition("#")
-                assert (target or name) in outlines and (not anchor or anchor in outlines[target or name].ids), (name, link)
-                seen += 1
+        for link in (link for link in outline.links if not link.startswith("http")):
+            target, _, anchor = link.partition("#")
+            place = os.path.normpath(Path(name).parent / target).removesuffix(".html") if target else name
+            assert place in outlines and (not anchor or anchor in outlines[place].ids), (name, link)
+            seen += 1
     return seen
 
 
 def test_pages_are_whole(pages):
-    assert set(pages) == {"index.html", "notation.html", "10_models.one.html", "20_models.two.html", "references.html"}
+    assert set(pages) == {"index", "notation", "models/10_one", "models/20_two"}
     for name, page in pages.items():
         outline = Outline(page)
         check_page(name, outline)
         assert "#|" not in page and "Traceback" not in page, name
         assert "$" not in outline.text.replace("costs $5", ""), name
         assert "{#" not in outline.text and ":::" not in outline.text and "{{<" not in outline.text, name
-        assert "mathvariant" not in re.sub('mathvariant="normal"', "", page) and not re.search(r"<m[io][^>]*>\\", page), name
+        assert "\ue000" not in page and "<script" not in page, name
         assert "http" not in re.sub(r'(href|xmlns)="http[^"]*"|>https?://[^<]*<|https://quarto.org', "", page), name
 
 
 def test_every_link_goes_somewhere(pages):
-    assert check_links({name: Outline(page) for name, page in pages.items()}) > 40
+    assert check_links({name: Outline(page) for name, page in pages.items()}) > 15
 
 
 def test_the_whole_book_can_be_read_by_everybody(book):
     "All chapters as plain pages: links, headings in order, a caption and a text for every figure, nothing from a network."
-    texts = {p.name: p.read_text(encoding="utf-8") for p in book.glob("*.html")}
+    texts = read(book)
     outlines = {name: Outline(text) for name, text in texts.items()}
-    assert {f"{p.stem}.html" for p in report.chapters(ROOT)} < set(outlines)
+    assert {f"{p.parent.name}/{p.stem}" for p in report.chapters(ROOT)} < set(outlines)
     for name, outline in outlines.items():
         check_page(name, outline)
         assert all(len(alt) >= 15 for alt in outline.alts), (name, [alt for alt in outline.alts if len(alt) < 15])
-        assert len(re.findall(r"<figure id=", texts[name])) == len(re.findall(r"<figcaption><b>Figure [\d.]+</b>: \S", texts[name])), name
-        assert not re.search(r'<(?:script|img|link|iframe)[^>]*"https?:', texts[name]), name
-    assert check_links(outlines) > 500 and sum(len(o.alts) for o in outlines.values()) > 60
+        assert texts[name].count("<figure id=") == len(re.findall(r"<figcaption><p><strong>Figure \d+.</strong> \S", texts[name])), name
+        assert "<script" not in texts[name] and not re.search(r'<(?:img|link|iframe)[^>]*"https?:', texts[name]), name
+    assert check_links(outlines) > 300 and sum(len(o.alts) for o in outlines.values()) > 60
 
 
 def test_headings_of_all_notebooks_are_in_order():
     "One title, then sections, of which none skips a level."
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in NOTEBOOKS:
         text = "\n".join(c.source for c in nbformat.read(path, 4).cells if c.cell_type == "markdown")
-        levels = [len(m) for m, *_ in report.HEADING.findall(report._prose(text))]
+        levels = [len(m) for m in re.findall(r"^(#{1,6}) ", staging.SPANS.sub(lambda m: "" if m["code"] else m[0], text), re.M)]
         assert levels[0] == 1 and levels.count(1) == 1, path.name
         assert all(b <= a + 1 for a, b in zip(levels, levels[1:], strict=False)), f"{path.name}: {levels}"
 
 
 def test_formulas_figures_and_references(pages):
-    one, two = pages["10_models.one.html"], pages["20_models.two.html"]
+    one, two = pages["models/10_one"], pages["models/20_two"]
     assert one.count("<math") == 4 and "𝔼" in one.replace("&#x1D53C;", "𝔼")
     assert "<code>$x$</code>" in one and "$not math$" in re.sub("<[^>]*>", "", one)
-    assert '<div class="equation" id="eq-one-elbo">' in one and '<span class="number">(1.1)</span>' in one
-    assert Outline(one).alts == ["One blue pixel"] and "<b>Figure 1.1</b>: Left: real, right: <math" in one
-    assert "<summary>Code: bound</summary>" in one and "<summary>Check: eq-one-elbo</summary>" in one and "<pre>printed" in one
-    for text, href in [("Equation 1.1", "eq-one-elbo"), ("Figure 1.1", "fig-one"), ("Section 1.1", "sec-one-claims")]:
-        assert f'<a href="10_models.one.html#{href}">{text}</a>' in two
-    assert '<a href="20_models.two.html#sec-two">Chapter 2</a>' in one
-    assert 'Kingma and Welling 2014</a>; <a href="references.html#ref-burda2016">Burda et al. 2016</a>, page 2)' in one
-    assert 'id="ref-burda2016"' in pages["references.html"] and "rezende2014" not in pages["references.html"]
+    assert '<span class="equation" id="eq-one-elbo">' in one and "<span>(1)</span>" in one
+    assert '<a href="#eq-one-elbo">Equation 1</a>' in one and 'id="fig-one"' in one
+    assert Outline(one).alts == ["One blue pixel"] and "<strong>Figure 1.</strong> Left: real, right: <math" in one
+    assert "<summary>Code: bound</summary>" in one and "<summary>Check: eq-one-elbo</summary>" in one and "printed" in one
+    assert '(<a href="#ref-kingma2014">Kingma and Welling 2014</a>; <a href="#ref-burda2016">Burda et al. 2016</a>, page 2)' in one
+    assert 'Burda and others (<a href="#ref-burda2016">2016</a>)' in one and 'id="ref-burda2016"' in one and "ref-" not in two
     assert "VBox" not in two and "Parameters of this run" in two and "Parameters of this run" not in one
-    assert "quarto.org" in pages["index.html"] and "10_models.one" in pages["index.html"]
+    assert 'See <a href="10_one.html">one</a> and notation.' in two and "ipynb" not in two
+    assert "quarto.org" in pages["index"] and '<a href="models/10_one.html">One</a>' in pages["index"]
 
 
-def test_dark_and_light():
-    css = report._style(ROOT)
-    dark = css[css.index("@media (prefers-color-scheme: dark)") :]
-    assert "--paper: #16181b" in dark and ".highlight .k " in dark and css.count("{") == css.count("}")
-
-    cut = css.rindex("@media (prefers-color-scheme: dark)")
-    for part, root in zip((css[:cut], css[cut:]), re.findall(r":root \{(.*?)\}", css), strict=True):
-        colors = dict(re.findall(r"--(\w+): (#\w+)", root))
-        for ink in ("ink", "soft", "link"):
-            assert contrast(colors[ink], colors["paper"]) >= 4.5, (ink, colors)  # WCAG 2, AA
-        for ink in ("ink", "link"):
-            assert contrast(colors[ink], colors["code"]) >= 4.5, (ink, colors)
-        rules = re.findall(r"\.highlight (\.\w+) \{([^}]*)\}", part)
-        assert len(rules) > 50
-        for token, rule in rules:
-            ink, own = (re.search(rf"(?<![\w-]){key}: (#\w+)", rule) for key in ("color", "background-color"))
-            if ink and token != ".w":  # nobody sees a blank
-                assert contrast(ink[1], own[1] if own else colors["code"]) >= 4.5, (token, rule, colors["code"])
+def test_words_of_results_are_no_markup(tmp_path):
+    "A data set, a setting or a table of results that looks like markup is shown as it is, on the first page and in the chapter."
+    row = {"model": ATTACK, "experiment": ATTACK, "setting": {ATTACK: ATTACK}, "data": ATTACK, "seeds": 1, "minutes": 1.0, "memory": 0}
+    mse = {"mean": 1.0, "sd": None, "se": None, "n": 1, "unit": "", "split": ATTACK, "estimators": [ATTACK]}
+    row |= {"device": ATTACK, "changed": False, "unmet": [], "metrics": {"mse": mse}}
+    table = {"text/markdown": tables.tables([row])[0].markdown(), "text/plain": ATTACK}
+    cells = [
+        run("dataset: str = 'digits'", tags=["parameters"]),
+        run(f"# Parameters\ndataset = {ATTACK!r}", tags=["injected-parameters"]),
+        run("table", new_output("display_data", table)),
+        run("print(dataset)", new_output("stream", text=ATTACK), new_output("execute_result", {"text/plain": ATTACK}, execution_count=1)),
+    ]
+    project(tmp_path)
+    bad = write(tmp_path / "runs/c", "models/30_bad", "Bad", *cells, params={"dataset": ATTACK, "config": ATTACK, "seed": 0})
+    pages = built(tmp_path, [bad])
+    for name in ("index", "models/30_bad"):
+        assert "<script" not in pages[name] and "<img" not in pages[name] and "&lt;script&gt;alert(1)" in pages[name], name
+        Outline(pages[name])
+    assert html.unescape(pages["index"]).count(ATTACK) == 2  # data and configuration
+    staged = json.loads((tmp_path / "report/models/30_bad.ipynb").read_text())  # what Quarto reads
+    outputs = [o["data"]["text/markdown"] for c in staged["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
+    assert outputs and not re.search(r"(?<!\\)<[a-z/]", "".join(map("".join, outputs)))
 
 
 def test_figures_are_seen_on_white():
     "Text of figures has the contrast that WCAG asks of text, and the first five colours of lines that of graphics."
-    words = [viz.STYLE.get(key, "#000000") for key in ("axes.labelcolor", "xtick.color", "ytick.color", "text.color")]
-    assert all(contrast(word, "#ffffff") >= 4.5 for word in words) and contrast(viz.STYLE["axes.edgecolor"], "#ffffff") >= 3
-    assert all(contrast(line, "#ffffff") >= 3 for line in viz.COLORS[:5])
+    words = [figures.STYLE.get(key, "#000000") for key in ("axes.labelcolor", "xtick.color", "ytick.color", "text.color")]
+    assert all(contrast(word, "#ffffff") >= 4.5 for word in words) and contrast(figures.STYLE["axes.edgecolor"], "#ffffff") >= 3
+    assert all(contrast(line, "#ffffff") >= 3 for line in figures.COLORS[:5])
 
 
 def test_an_unknown_reference_is_said(tmp_path, capsys):
     project(tmp_path)
-    path = write(tmp_path / "runs/c", "10_models.one", "One", new_markdown_cell("See @eq-nowhere."), run("x = 1"))
-    report.stage([path], tmp_path / "report")
-    report.fallback(tmp_path)
-    assert "nothing is labelled eq-nowhere" in capsys.readouterr().err
+    path = write(tmp_path / "runs/c", "models/10_one", "One", new_markdown_cell("See @eq-nowhere."), run("x = 1"))
+    built(tmp_path, [path])
+    assert "One: nothing is labelled eq-nowhere" in capsys.readouterr().err
 
 
 def test_formulas_and_citations_of_all_notebooks():
     "Every formula of the book converts, and every key that is cited is in refs.bib."
     bib, count = report._bibliography(ROOT / "nbs/refs.bib"), 0
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in NOTEBOOKS:
         for cell in nbformat.read(path, 4).cells:
-            for m in report.SPANS.finditer(cell.source) if cell.cell_type == "markdown" else []:
+            for m in staging.SPANS.finditer(cell.source) if cell.cell_type == "markdown" else []:
                 where = f"{path.name}: {m[0]}"
                 if m["display"] or m["inline"]:
-                    out = report._mathml(report._sizes(m["tex"] or m["math"]))
-                    assert "&<" not in out and not re.search(r"<m[a-z]+[^>]*>\\", out), where
+                    out = report._mathml(staging._sizes(m["tex"] or m["math"]))
+                    assert out.startswith("<math") and "&<" not in out and not re.search(r"<m[a-z]+[^>]*>\\", out), where
                     assert not re.search(r'mathvariant="(?!normal|bold-italic)', out), where
                     count += 1
                 elif m["group"] or m["ref"]:
@@ -307,12 +324,12 @@ def test_formulas_and_citations_of_all_notebooks():
 
 def test_the_site_lists_every_notebook():
     listed = re.findall(r"- (\S+\.ipynb)$", (ROOT / "nbs/sidebar.yml").read_text(), re.M)
-    assert sorted(listed) == sorted(p.name for p in (ROOT / "nbs").glob("*.ipynb"))
+    assert sorted(listed) == sorted(p.relative_to(ROOT / "nbs").as_posix() for p in NOTEBOOKS)
 
 
 def test_notebooks_are_as_the_site_needs_them():
     "nbdev drops what follows the summary in a title's cell, runs whole cells that import, and fails on an exported last cell."
-    for path in sorted((ROOT / "nbs").glob("*.ipynb")):
+    for path in NOTEBOOKS:
         cells = nbformat.read(path, 4).cells
         assert re.fullmatch(r"# .+\n\n> .+", cells[0].source), f"{path.name}: the first cell is '# Title' and '> summary', nothing else"
         assert not re.match(r"#\| *export", cells[-1].source), f"{path.name}: the last cell is exported: put something after it"
@@ -330,7 +347,7 @@ def test_notebooks_are_as_the_site_needs_them():
 
 
 def test_the_module_is_light():
-    code = "import genbook.report, sys; print(sorted({'torch', 'nbconvert', 'nbdev', 'matplotlib'} & set(sys.modules)))"
+    code = "import genbook.lab.report, sys; print(sorted({'torch', 'nbconvert', 'nbdev', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip() == "[]"
 
 
@@ -369,12 +386,12 @@ def test_quarto_sees_what_it_renders_and_no_runs(tmp_path, monkeypatch):
 @pytest.mark.skipif(not report._quarto(), reason="no Quarto here: see quarto.org")
 def test_quarto_renders_the_book(tmp_path):
     page = report.build(project(tmp_path), tmp_path)
-    assert page == tmp_path / "_report/index.html" and (tmp_path / "_report/report/10_models.one.html").is_file()
+    assert page == tmp_path / "_report/index.html" and (tmp_path / "_report/report/models/10_one.html").is_file()
     log = (tmp_path / "report/quarto.log").read_text()
     assert not re.search("WARN|Unable to resolve|ERROR", log), log
-    text = re.sub("<script.*?</script>", "", (tmp_path / "_report/report/20_models.two.html").read_text(), flags=re.S)
-    assert 'href="10_models.one.html#eq-one-elbo"' in text and "?@" not in text and "#|" not in text and "widget" not in text
-    one = (tmp_path / "_report/report/10_models.one.html").read_text()
+    one, two = ((tmp_path / f"_report/report/models/{name}.html").read_text() for name in ("10_one", "20_two"))
+    text = re.sub("<script.*?</script>", "", one + two, flags=re.S)
+    assert 'href="#eq-one-elbo"' in text and "?@" not in text and "#|" not in text and "widget" not in text
     assert "<math" in one and "code-name" not in one and "<summary>Code: bound</summary>" in one and "<summary></summary>" not in one
     if report._quarto()[1] >= (1, 9):
         assert (tmp_path / "_report/genbook.pdf").read_bytes().startswith(b"%PDF")

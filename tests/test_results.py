@@ -1,4 +1,4 @@
-"Kept results, their schema, the tables that are drawn from them, and what makes a run stale."
+"Kept results, their schema, the tables that are drawn from them; the files of experiments and claims."
 
 import copy
 import csv
@@ -9,23 +9,25 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from PIL import Image
 from scipy import stats
 
-from genbook import runs
-from genbook.cli import cli
 from genbook.core import METRICS, GenbookError
+from genbook.lab import claims, experiments, jobs, results, runs, tables
+from genbook.lab.cli import cli
 
 ROOT = Path(__file__).parents[1]
 KEPT = sorted((ROOT / "results").glob("*/*.json"))
-EXAMPLE = json.loads((ROOT / "results/vae-mlp-mnist/mnist-s0-890adc4f.json").read_text())
+EXAMPLE = json.loads((ROOT / "results/vae-mlp-mnist/mnist-dynamic-s0-19bb3958.json").read_text())
+JOBS = {name: jobs.expand(e) for name, e in experiments.load_experiments(ROOT).items() if not e.suite}
 
 
 @pytest.mark.parametrize("path", KEPT, ids=lambda p: p.stem)
 def test_kept_results_are_as_the_schema_says(path):
     result = json.loads(path.read_text())
-    runs.check_result(result)
+    results.check_result(result)
     assert (result["experiment"], result["run_id"]) == (path.parent.name, path.stem)
     for name, m in result["metrics"].items():
         assert m["unit"] == METRICS[name.partition("__")[0]][0]
@@ -35,7 +37,9 @@ def test_kept_results_are_as_the_schema_says(path):
 
 
 def test_only_results_and_their_thumbnails_are_kept():
-    known = {p for path in KEPT for p in (path, path.with_suffix(".png"))} | {ROOT / "results/schema.json"}
+    known = {p for path in KEPT for p in (path, path.with_suffix(".png"))} | {
+        ROOT / "results" / name for name in ("schema.json", "changed.json")
+    }
     assert {*KEPT} <= {p for p in (ROOT / "results").rglob("*") if p.is_file()} <= known
 
 
@@ -56,7 +60,7 @@ def changed(keys, value):
 @pytest.mark.parametrize(
     ("keys", "value", "words"),
     [
-        (["schema"], 2, "schema"),
+        (["schema"], 1, "schema"),
         (["device"], None, "'device' is a required property"),
         (["metrics"], {}, "metrics"),
         (["metrics", "elbo", "n"], 0.5, "metrics.elbo.n"),
@@ -64,13 +68,14 @@ def changed(keys, value):
         (["metrics", "elbo", "se"], -1.0, "metrics.elbo.se"),
         (["metrics", "elbo", "value"], float("inf"), "infinite or not a number"),
         (["params", "seed"], None, "params"),
-        (["params", "steps"], [1, 2], "params.steps"),
-        (["notebook_digest"], "xyz", "notebook_digest"),
+        (["params", "train_args"], [1, 2], "params.train_args"),
+        (["replay", "terms"], None, "replay"),
+        (["replay"], None, "'replay' is a required property"),
     ],
 )
 def test_other_results_are_refused_in_one_line(keys, value, words):
     with pytest.raises(GenbookError, match="^result: ") as e:
-        runs.check_result(changed(keys, value))
+        results.check_result(changed(keys, value))
     assert words in str(e.value) and "\n" not in str(e.value)
 
 
@@ -89,28 +94,28 @@ def project(tmp_path):
     (tmp_path / "results/schema.json").write_text((ROOT / "results/schema.json").read_text())
     (tmp_path / "settings.ini").write_text("")
     for seed, value in ((0, 2.0), (1, 4.0)):
-        result = changed(["metrics", "elbo", "value"], value) | {"run_id": f"mnist-s{seed}-890adc4f"}
+        result = changed(["metrics", "elbo", "value"], value) | {"run_id": f"mnist-dynamic-s{seed}-19bb3958"}
         result["params"] = result["params"] | {"seed": seed}
         folder = finished(tmp_path / "runs/vae-mlp-mnist" / result["run_id"], result)
-        runs._save_images(folder / "samples.png", torch.rand(23, 1, 4, 4))
+        runs.save_images(folder / "samples.png", torch.rand(23, 1, 4, 4))
     return tmp_path
 
 
 def test_save_keeps_result_and_samples(project):
-    folder = project / "runs/vae-mlp-mnist/mnist-s1-890adc4f"
-    out = runs.save(folder, project)
-    assert out == project / "results/vae-mlp-mnist/mnist-s1-890adc4f.json"
+    folder = project / "runs/vae-mlp-mnist/mnist-dynamic-s1-19bb3958"
+    out = results.save(folder, project)
+    assert out == project / "results/vae-mlp-mnist/mnist-dynamic-s1-19bb3958.json"
     assert json.loads(out.read_text()) == json.loads((folder / "result.json").read_text())
     assert Image.open(out.with_suffix(".png")).size == (40, 8)  # ten in a row, whole rows only
     bad = finished(project / "runs/x/mnist-s0-00000000", changed(["metrics", "elbo", "n"], "many"))
     with pytest.raises(GenbookError, match=r"result: metrics.elbo.n: 'many'"):
-        runs.save(bad, project)
+        results.save(bad, project)
     assert not (project / "results/x").exists()
 
 
 def test_samples_are_kept_pixel_by_pixel(tmp_path):
     images = torch.rand(20, 3, 5, 4)
-    runs._save_images(tmp_path / "a.png", images)
+    runs.save_images(tmp_path / "a.png", images)
     picture = Image.open(tmp_path / "a.png")
     assert picture.size == (40, 10)
     for i, x, y in ((0, 0, 0), (13, 3, 4), (19, 1, 2)):
@@ -127,8 +132,8 @@ def shown(project, monkeypatch, *args):
 
 def test_tables_in_the_terminal_have_mean_deviation_and_card(project, monkeypatch):
     out = shown(project, monkeypatch)
-    assert "mnist dynamic: likelihood" in out and "mnist dynamic: cost" in out
-    assert "3 ± 1.4" in out and "stale" in out
+    assert "mnist-dynamic: likelihood" in out and "mnist-dynamic: cost" in out
+    assert "3 ± 1.4" in out and "changed" not in out
     assert "elbo [nats]: test, n = 10,000; 500 samples" in out and "device: CPU (x86_64)" in out
 
 
@@ -138,41 +143,29 @@ def test_the_same_as_markdown_csv_json_and_all(project, monkeypatch):
     (elbo,) = [line for line in lines if line["metric"] == "elbo"]
     assert float(elbo["mean"]) == 3.0 and float(elbo["sd"]) == pytest.approx(2**0.5) and elbo["seeds"] == "2" and elbo["n"] == "10000"
     (row,) = json.loads(shown(project, monkeypatch, "--format", "json"))
-    assert row["metrics"]["elbo"]["mean"] == 3.0 and row["seeds"] == 2 and row["stale"] and row["data"] == "mnist dynamic"
+    assert row["metrics"]["elbo"]["mean"] == 3.0 and row["seeds"] == 2 and not row["changed"] and row["data"] == "mnist-dynamic"
     assert "mutual_information" in shown(project, monkeypatch, "--format", "all")
 
 
 def test_a_missing_number_is_an_empty_cell(project):
-    results = runs.load(None, project / "runs", project)
-    other = copy.deepcopy(results[0]) | {"experiment": "ae", "notebook": "10_models.ae", "metrics": {"mse": results[0]["metrics"]["mse"]}}
-    table = runs.tables(runs.summary([*results, other]))[0]
+    found = results.load(None, project / "runs", project)
+    mse = {"mse": found[0]["metrics"]["mse"]}
+    other = copy.deepcopy(found[0]) | {"experiment": "ae", "notebook": "models/10_ae", "model": None, "metrics": mse}
+    table = tables.tables(results.summary([*found, other]))[0]
     row = dict(zip(table.columns, table.rows[0], strict=True))
     assert row["model"] == "ae" and row["elbo ↑"] == "" and row["mse ↓"] != ""
 
 
-def test_comments_docstrings_and_prose_leave_a_run_fresh(tmp_path):
-    code = 'def f(x):\n    "Says."\n    return 2 * x  # twice\n'
-    (tmp_path / "nbs").mkdir()
-    (tmp_path / "genbook").mkdir()
-    notebook, module = tmp_path / "nbs/10_a.ipynb", tmp_path / "genbook/a.py"
-
-    def write(source, text="prose"):
-        cells = [{"cell_type": "markdown", "source": [text]}, {"cell_type": "code", "source": source.splitlines(True)}]
-        notebook.write_text(json.dumps({"cells": cells}))
-        module.write_text(source)
-
-    write(code)
-    result = {"notebook": "10_a", "notebook_digest": runs.notebook_digest(notebook), "modules": {"genbook.a": runs.code_digest(code)}}
-    assert not runs.is_stale(result, tmp_path)
-    write(code.replace("Says.", "Says more.").replace("# twice", "# two times"), "other prose")
-    assert not runs.is_stale(result, tmp_path)
-    write(code.replace("2 * x", "3 * x"))
-    assert runs.is_stale(result, tmp_path)
-    write(code)
-    module.write_text(code.replace("2", "3"))
-    assert runs.is_stale(result, tmp_path)
-    module.unlink()
-    assert runs.is_stale(result, tmp_path)
+def test_a_kept_result_that_verify_called_changed_is_marked(project):
+    "Until it is kept again; a run of today never is."
+    folder = project / "runs/vae-mlp-mnist/mnist-dynamic-s1-19bb3958"
+    results.save(folder, project)
+    changed = {"vae-mlp-mnist/mnist-dynamic-s1-19bb3958": "total at step 1 is 2, was 1"}
+    (project / "results/changed.json").write_text(json.dumps(changed))
+    (kept,) = results.load("vae-mlp-mnist", project / "elsewhere", project)
+    assert kept["folder"] is None and kept["changed"] == "total at step 1 is 2, was 1"
+    assert results.summary([kept])[0]["changed"]
+    assert {r["changed"] for r in results.load("vae-mlp-mnist", project / "runs", project)} == {""}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -181,22 +174,73 @@ def test_verdict_is_the_t_test_and_the_f_test(seed):
     n, m = rng.integers(2, 8, 2)
     low, high = rng.lognormal(0, 0.3, n).tolist(), rng.lognormal(rng.normal(), 0.3 * rng.choice([1, 5]), m).tolist()
     t = stats.ttest_ind(high, low, equal_var=False)
-    assert runs.verdict(low, high) == ("not decided" if t.pvalue > 0.05 else "upheld" if t.statistic > 0 else "not upheld")
+    assert tables.verdict(low, high) == ("not decided" if t.pvalue > 0.05 else "upheld" if t.statistic > 0 else "not upheld")
     k = min(n, m)
     t = stats.ttest_rel(high[:k], low[:k])
-    paired = runs.verdict(dict(enumerate(low[:k])), dict(enumerate(high[:k])))
+    paired = tables.verdict(dict(enumerate(low[:k])), dict(enumerate(high[:k])))
     assert paired == ("not decided" if t.pvalue > 0.05 else "upheld" if t.statistic > 0 else "not upheld")
     ratio = np.var(np.log(high), ddof=1) / np.var(np.log(low), ddof=1)
     p = 2 * min(stats.f.cdf(ratio, m - 1, n - 1), stats.f.sf(ratio, m - 1, n - 1))
-    assert runs.verdict(low, high, of="deviation") == ("not decided" if p > 0.05 else "upheld" if ratio > 1 else "not upheld")
+    assert tables.verdict(low, high, of="deviation") == ("not decided" if p > 0.05 else "upheld" if ratio > 1 else "not upheld")
+
+
+# ---- experiments/
+
+
+FILES = sorted((ROOT / "experiments").glob("*.yaml"))
+
+
+def test_experiments_are_short_and_narrow():
+    lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in FILES}
+    assert sum(len(found) for name, found in lines.items() if name != "claims.yaml") < 600
+    assert len(lines["claims.yaml"]) < 400
+    assert [(name, line) for name, found in lines.items() for line in found if len(line) > 120] == []
+
+
+def test_experiments_are_plain():
+    "No anchors and aliases: what entries have in common stands in their variants."
+    for path in FILES:
+        tokens = yaml.scan(path.read_text(encoding="utf-8"))
+        assert not [t for t in tokens if isinstance(t, (yaml.AnchorToken, yaml.AliasToken))], path.name
+
+
+def test_nothing_is_written_twice():
+    "A run belongs to one experiment. (A name or a key that stands twice is refused by the loader.)"
+    seen = {}
+    for name, mine in JOBS.items():
+        for job in mine:
+            assert seen.setdefault((job.notebook, job.id), name) == name, (job.id, name)
+
+
+def test_every_experiment_has_jobs_and_says_what_it_is():
+    for name, e in experiments.load_experiments(ROOT).items():
+        assert e.about, name
+        assert e.suite or JOBS[name], name
+        assert len({j.id for j in JOBS.get(name, ())}) == len(JOBS.get(name, ())), name
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda p: f"{p.parent.name}-{p.stem}")
+def test_every_kept_result_is_one_of_its_experiments_jobs(path):
+    result = json.loads(path.read_text())
+    (job,) = [job for job in JOBS[result["experiment"]] if job.id == result["run_id"]]
+    assert job.notebook == result["notebook"]
+    kept, now = jobs.flat(result["params"]), jobs.flat(job.params)
+    assert {k: v for k, v in kept.items() if k in now and v != now[k]} == {}
 
 
 def test_every_number_of_the_reports_says_what_answers_it():
-    "Sources name registered metrics and known experiments, so that chapter 90 finds them."
-    known = runs.load_experiments(ROOT)
-    for name, e in known.items():
-        for s in e.source:
-            for key in ("ours", "right"):
-                words = " ".join([s[key]] if isinstance(s.get(key), str) else s.get(key, [])).split()
-                names = [w for w in words if "=" not in w]
-                assert all(w in known or w.partition("__")[0] in METRICS for w in names), (name, words)
+    "Rows of all five, each with a fault or a value; the numbers beside them are registered metrics of known experiments."
+    found = claims.load_claims(ROOT)  # which refuses what it does not know
+    assert {p.report for p in found.printed} == {*claims.REPORTS} == {c.report for c in found.concluded if not c.study}
+    assert all(p.fault for p in found.printed) and all(p.right or p.value is not None for p in found.printed)
+    assert len(found.printed) == 50 and len({c.says for c in found.concluded if not c.study}) == 38
+    assert all(experiments.load_experiments(ROOT)[p.experiment].notebook for p in found.printed)
+
+
+def test_kept_results_decide_some_of_the_claims():
+    found, known = claims.load_claims(ROOT), results.load(root=ROOT)
+    said = {c.says: claims.overall(c.tests, known) for c in found.concluded if not c.study}
+    assert said["variational dequantisation helps"] == "upheld"
+    assert said["the GAN does not match the fidelity of the VAE"] == "not upheld"
+    assert said["the GAN produces the most visually appealing samples"] == "not decided (1 of 3), upheld (2 of 3)"
+    assert said["1,000 epochs go on improving the GAN"] == "no run"

@@ -1,4 +1,4 @@
-"""A run that is killed after trainings have ended goes on to the same result, in every chapter.
+"""A run that is killed after its training has ended goes on to the same result, in every chapter.
 
 Slow: each experiment of the comparison runs twice.
 """
@@ -7,9 +7,10 @@ import json
 
 import pytest
 
-from genbook import runs
+from genbook.lab import experiments, grid, jobs
 
-NAMES = [*runs.get_experiment("evaluate-digits").suite, "latent-size-lsgan-digits"]
+KNOWN = experiments.load_experiments()
+NAMES = [*(e.name for e in experiments.members(KNOWN["evaluate-digits"], KNOWN)), "latent-size-lsgan-digits"]
 CLOCK = ("minutes", "per_s", "memory")
 
 
@@ -21,14 +22,16 @@ def measured(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
-def test_a_start_after_all_trainings_gives_the_same_numbers(name, tmp_path):
-    few = {"steps": 60} if name.startswith("evaluate") else {}
-    jobs = runs.expand(runs.get_experiment(name), few, seeds=[0])[:1]
-    (first,) = runs.run_jobs(jobs, tmp_path)
+def test_a_start_after_the_training_gives_the_same_numbers(name, tmp_path):
+    few = {"train.steps": 60} if name.startswith("evaluate") else {}
+    todo = jobs.expand(KNOWN[name], few, seeds=[0])[:1]
+    (first,) = grid.run_jobs(todo, tmp_path)
     assert first.state == "done", first.error
     numbers, trainings = measured(first.dir), len(list(first.dir.glob("checkpoint/*.pt")))
+    replay = json.loads((first.dir / "result.json").read_text())["replay"]
     (first.dir / "result.json").unlink()  # as a kill just before the end leaves it
-    (again,) = runs.run_jobs(jobs, tmp_path)
+    (again,) = grid.run_jobs(todo, tmp_path)
     assert (again.state, again.error) == ("done", "") and trainings
-    assert json.loads((again.dir / "result.json").read_text())["resumed_from"] > 0
+    result = json.loads((again.dir / "result.json").read_text())
+    assert result["resumed_from"] > 0 and result["replay"] == replay
     assert measured(again.dir) == numbers

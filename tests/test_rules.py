@@ -62,10 +62,10 @@ def modules_after(code: str) -> set[str]:  # top-level names
     ("code", "heavy"),
     [
         ("import genbook; genbook.__version__", {"torch", "numpy", "matplotlib", "papermill"}),
-        ("from genbook.cli import cli; cli(['--help'], standalone_mode=False)", {"torch", "numpy", "matplotlib", "papermill"}),
-        ("from genbook.cli import cli; cli(['list'], standalone_mode=False)", {"torch", "numpy", "matplotlib", "papermill"}),
+        ("from genbook.lab.cli import cli; cli(['--help'], standalone_mode=False)", {"torch", "numpy", "matplotlib", "papermill"}),
+        ("from genbook.lab.cli import cli; cli(['list'], standalone_mode=False)", {"torch", "numpy", "matplotlib", "papermill"}),
         ("import genbook.models.vae", {"matplotlib", "torchvision", "papermill", "sklearn", "IPython"}),
-        ("import genbook.data, genbook.likelihood, genbook.train", {"matplotlib", "torchvision", "papermill", "IPython"}),
+        ("import genbook.datasets, genbook.measure.protocol, genbook.train", {"matplotlib", "torchvision", "papermill", "IPython"}),
     ],
 )
 def test_imports_are_light_when_they_run(code, heavy):
@@ -109,12 +109,28 @@ def test_what_is_imported_is_required(root):
     "The package imports the standard library and what comes with `requirements`; the report also what comes with nbdev and the like."
     always = {"genbook", *sys.stdlib_module_names} | importable(requirements(root, "requirements"))
     development = importable(requirements(root, "dev_requirements"))
-    extras = {"distributed", "torch_fidelity"}  # of cluster and fid; imported where they are used
+    extras = {"distributed", "torch_fidelity", "huggingface_hub"}  # imported where they are used, and only if they are installed
     assert {"torch", "yaml", "sklearn", "traitlets"} <= always and "pythae" not in always | development
     for path in (root / "genbook").rglob("*.py"):
         imported = set(re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text()))
-        missing = imported - always - extras - (development if path.stem == "report" else set())
+        missing = imported - always - extras - (development if path.stem in ("staging", "report") else set())
         assert not missing, f"{path.name} imports {missing}"
+
+
+def test_what_is_installed_is_whole(root, tmp_path):
+    "A wheel holds every module, also of packages in packages, and data in folders of folders; the command is where it says."
+    for name in ("setup.py", "settings.ini", "README.md", "genbook"):
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(root / name, tmp_path / name, ignore=ignore) if (root / name).is_dir() else shutil.copy(root / name, tmp_path)
+    deep = tmp_path / "genbook/assets/one/two/three.bin"
+    deep.parent.mkdir(parents=True)
+    deep.write_bytes(b"3")
+    done = subprocess.run([sys.executable, "setup.py", "-q", "build", "-b", "made"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = lambda folder: {p.relative_to(folder) for p in folder.rglob("*") if p.is_file()}
+    assert files(tmp_path / "made/lib") == {Path("genbook") / p for p in files(tmp_path / "genbook")}
+    module, _, name = re.search(r"genbook=([\w.]+)(:)(\w+)", (root / "setup.py").read_text()).groups()
+    assert f"def {name}(" in (root / module.replace(".", "/")).with_suffix(".py").read_text()
 
 
 # ---- a tiny book, with violations planted
@@ -176,12 +192,20 @@ CHAPTER = r"""
 # %%
 #| default_exp models.disc
 
+# %%
+#| hide
+from typing import Optional
+
 # %% tags=parameters
-steps: int = 3  # how many
-lr: float | None = None  # the learning rate
+dataset: str = "discs"  # which
+size: Optional[int] = None  # of an image
+config: str = "disc"  # which
+model_args: dict = {}  # of the model
+train_args: dict = {}  # of the training
+measure_args: dict = {}  # of the measures
 seed: int = 0  # of everything
 device: str = "auto"  # where
-run_dir: str | None = None  # folder of the run
+run_dir: Optional[str] = None  # folder of the run
 
 # %%
 #| export
@@ -218,6 +242,10 @@ assert abs(area(1.0) - 3.14159) < 1e-5
 run.figure(draw(area), "disc")
 
 # %% [markdown]
+## Studies
+
+### Smaller discs
+
 ## What is measured
 
 ## Implementation notes
@@ -233,7 +261,7 @@ INDEX = """
 
 > A book of discs
 
-See [the chapter](10_models.disc.ipynb) and [the web](https://example.org).
+See [the chapter](models/10_disc.ipynb) and [the web](https://example.org).
 
 # %%
 #| hide
@@ -257,15 +285,48 @@ def notebook(text: str) -> dict:
     return {"cells": cells, "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
+COMMANDS = """
+# %% [markdown]
+# Command line
+
+> A shop of discs
+
+# %%
+#| default_exp lab.cli
+
+# %%
+#| export
+from genbook.core import area
+
+# %%
+#| export
+@cli.command()
+def run():
+    "Sell a disc."
+"""
+
+READING = """
+# %% [markdown]
+# A study
+
+> It exports nothing
+
+# %%
+from genbook.lab.cli import run
+"""
+
 BOOK = {
     "nbs/00_core.ipynb": INFRASTRUCTURE,
     "nbs/03_prob.ipynb": SECOND,
-    "nbs/10_models.disc.ipynb": CHAPTER,
+    "nbs/models/10_disc.ipynb": CHAPTER,
+    "nbs/lab/10_cli.ipynb": COMMANDS,
+    "nbs/studies/90_discs.ipynb": READING,
     "nbs/index.ipynb": INDEX,
+    "experiments/10_disc.yaml": "experiments:\n  disc-digits:\n    variants: {small: , large: {size: 3}}\n",
     "genbook/__init__.py": '__version__ = "0.1.0"\n',
     "genbook/core.py": "# AUTOGENERATED! DO NOT EDIT! File to edit: ../nbs/00_core.ipynb.\n",
-    "genbook/models/disc.py": "# AUTOGENERATED! DO NOT EDIT! File to edit: ../../nbs/10_models.disc.ipynb.\n",
-    ".gitignore": "runs/\n__pycache__/\n",
+    "genbook/models/disc.py": "# AUTOGENERATED! DO NOT EDIT! File to edit: ../../nbs/models/10_disc.ipynb.\n",
+    ".gitignore": "/runs/\n__pycache__/\n",
 }
 
 
@@ -281,13 +342,13 @@ def write(root: Path, files: dict[str, str]) -> Book:
     return Book(root)
 
 
-CORE, PROB, DISC = "nbs/00_core.ipynb", "nbs/03_prob.ipynb", "nbs/10_models.disc.ipynb"
+CORE, PROB, DISC, STUDY = (f"nbs/{n}.ipynb" for n in ("00_core", "03_prob", "models/10_disc", "studies/90_discs"))
 
 
 def test_tiny_book_is_sound(tmp_path):
     book = write(tmp_path, BOOK)
     assert {name: broken for name, r in RULES.items() if (broken := list(r(book)))} == {}
-    assert "[the chapter](nbs/10_models.disc.ipynb)" in (tmp_path / "README.md").read_text()
+    assert "[the chapter](nbs/models/10_disc.ipynb)" in (tmp_path / "README.md").read_text()
     assert "secret" not in (tmp_path / "README.md").read_text()
 
 
@@ -308,15 +369,28 @@ COPY = INFRASTRUCTURE[INFRASTRUCTURE.index("def area(") :]
 PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("one_notebook_one_module", DISC, "default_exp models.disc", "default_exp models.disk", "exports to models.disk"),
     ("one_notebook_one_module", CORE, "#| exports", "#| exports other.module", "exports elsewhere"),
-    ("one_notebook_one_module", "nbs/runs/11_models.disc.ipynb", "", CHAPTER, "not of the form"),
+    ("one_notebook_one_module", DISC, "#| default_exp models.disc", "", "exports to None"),
+    ("one_notebook_one_module", STUDY, "# %%\nfrom", "# %%\n#| export\nfrom", "no `#| default_exp`"),
+    ("one_notebook_one_module", "nbs/runs/11_disc.ipynb", "", CHAPTER, "not of the form"),
+    ("one_notebook_one_module", "nbs/models/11_disc.new.ipynb", "", CHAPTER, "not of the form"),
+    ("one_notebook_one_module", "nbs/models/index.ipynb", "", INDEX, "not of the form"),
+    ("one_notebook_one_module", "genbook/models/disk.py", "", "# File to edit: ../../nbs/models/10_disc.ipynb.\n", "models/disk.py"),
     ("one_notebook_one_module", "genbook/old.py", "", "# File to edit: ../nbs/05_old.ipynb.\n", "old.py"),
     ("one_notebook_one_module", "genbook/hand.py", "", "x = 1\n", "hand.py"),
-    ("numbers_are_unique", "nbs/10_models.other.ipynb", "", CHAPTER.replace("disc", "other"), "same number"),
+    ("numbers_are_unique", "nbs/models/10_other.ipynb", "", CHAPTER.replace("disc", "other"), "same number"),
+    ("modules_are_small", "genbook/core.py", "", "x = 1\n" * 401, "401 lines"),
     ("imports_go_down", CORE, "import math", "from genbook.models.disc import area", "imports models.disc"),
-    ("imports_go_down", CORE, "    radius = ", "    from genbook import create_model\n    radius = ", "imports zoo"),
+    ("imports_go_down", CORE, "import math", "from genbook.models import disc", "imports models.disc"),
+    ("imports_go_down", CORE, "import math", "from genbook.prob import Disc", "imports prob"),
+    ("imports_go_down", CORE, "import math", "import genbook.prob", "imports prob"),
+    ("imports_go_down", DISC, "from genbook.core import area", "from genbook.lab import cli", "imports lab.cli"),
+    ("imports_go_down", DISC, "from genbook.core import area", "from genbook.models import area", "imports models"),
+    ("imports_go_down", CORE, "    radius = ", "    from genbook import create_model\n    radius = ", "imports lab.zoo"),
     ("imports_go_down", DISC, "import area", "import *", "star"),
     ("imports_go_down", DISC, "from genbook.core", "from ..core", "relative"),
     ("imports_are_light", CORE, "import math", "import math\nimport torch.nn", "torch"),
+    ("imports_are_light", PROB, "# %%\n#| exports", "# %%\n#| export\nimport torchvision\n\n# %%\n#| exports", "prob: loads torchvision"),
+    ("imports_are_light", CORE, "import math", "import math\nimport torch", "lab.cli: loads torch"),
     ("imports_are_light", CORE, "import math", "try:\n    import matplotlib.pyplot\nexcept ImportError:\n    pass", "matplotlib"),
     ("imports_stand_alone", CORE, "import math", "import math\n\ntau = 2 * math.pi", "other code"),
     ("small", CORE, "#| exports\ndef area", f"#| exports\n{LONG}\n\ndef area", "long has 42 lines"),
@@ -334,14 +408,17 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("nothing_is_skipped", "nbs/.notest", "", "", ".notest"),
     ("plain_python", CORE, "import math", "%matplotlib inline\nimport math", "not Python"),
     ("plain_python", CORE, "    return math", "    plt.show()\n    return math", "shows a figure"),
-    ("plain_python", DISC, "## What is measured", "---\n## What is measured", "begins with ---"),
+    ("plain_python", DISC, "## Studies", "---\n## Studies", "begins with ---"),
     ("parameters", DISC, " tags=parameters", "", "0 parameters cells"),
     ("parameters", DISC, "# %%\n#| label", "# %% tags=parameters\n#| label", "2 parameters cells"),
-    ("parameters", DISC, "steps: int = 3", "steps = 3", "annotated scalar"),
-    ("parameters", DISC, "steps: int = 3", "steps: list = [3]", "annotated scalar"),
-    ("parameters", DISC, "steps: int = 3", "steps: int = 3 * 4", "annotated scalar"),
-    ("parameters", DISC, "  # how many", "", "no comment"),
+    ("parameters", DISC, "dataset: str = ", "dataset = ", "annotated scalar"),
+    ("parameters", DISC, "size: Optional[int] = None", "size: list = [3]", "annotated scalar"),
+    ("parameters", DISC, "size: Optional[int] = None", "size: int | None = None", "annotated scalar"),
+    ("parameters", DISC, "seed: int = 0", "seed: int = 3 * 4", "annotated scalar"),
+    ("parameters", DISC, "train_args: dict = {}", "train_args: dict = {'lr': 1}", "annotated scalar"),
+    ("parameters", DISC, "  # of an image", "", "no comment"),
     ("parameters", DISC, "seed: int = 0  # of everything\n", "", "no seed"),
+    ("parameters", DISC, "config: str = ", "layers: int = 3  # of discs\nconfig: str = ", "a chapter has dataset, size"),
     ("no_loop_outside_train", DISC, "# eq-disc-area", "loss.backward()\n# eq-disc-area", "trains by itself"),
     ("no_loop_outside_train", DISC, "# eq-disc-area", "torch.optim.Adam(p)\n# eq-disc-area", "trains by itself"),
     ("no_loop_outside_train", DISC, "import area", "import area\nfrom torch.optim import Adam", "trains by itself"),
@@ -355,6 +432,8 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("ten_sections", DISC, "\n\n> A chapter", "", "title"),
     ("ten_sections", DISC, "## Building blocks", "## Parts", "building blocks"),
     ("ten_sections", DISC, "## Derivation", "## The model", "derivation"),
+    ("ten_sections", DISC, "## Studies\n\n### Smaller discs\n\n## What is measured", "## What is measured\n\n## Studies", "do not follow"),
+    ("ten_sections", DISC, "## What is measured", "### What is measured", "measured"),
     ("equations_are_asserted", DISC, "# eq-disc-area", "# the area", "no cell asserts eq-disc-area"),
     ("equations_are_asserted", DISC, "assert abs(area(1.0) - 3.14159) < 1e-5", "print(area(1.0))", "no cell asserts eq-disc-area"),
     ("equations_are_asserted", DISC, " {#eq-disc-area}", "", "no label"),
@@ -367,10 +446,34 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("readme_is_index", "README.md", "", "# Tiny\n", "README"),
     ("commands_exist", "CONTRIBUTING.md", "", "Type `make tea`.\n", "Makefile has no tea"),
     ("commands_exist", "CONTRIBUTING.md", "", "genbook run disc-mnist -p seed 3\n", "no disc-mnist"),
+    ("commands_exist", "CONTRIBUTING.md", "", "genbook run disc-digits-huge\n", "no disc-digits-huge"),
+    (
+        "commands_exist",
+        "nbs/guide/10_discs.ipynb",
+        "",
+        READING.replace("It exports", "`genbook run disc-none`: it exports"),
+        "no disc-none",
+    ),
     ("commands_exist", "CONTRIBUTING.md", "", "genbook brew\n", "no brew"),
-    ("no_machine_is_named", DISC, "## References", "## References\n\nsee /{}/me/notes".format("home"), "10_models.disc.ipynb:"),
+    ("no_machine_is_named", DISC, "## References", "## References\n\nsee /{}/me/notes".format("home"), "10_disc.ipynb:"),
+    ("no_machine_is_named", "nbs/runs/notes.txt", "", "see /{}/me/notes".format("home"), "nbs/runs/notes.txt"),
     ("no_machine_is_named", "Makefile", "", "pip install -i https://{}.org/simple genbook\n".format("pypi"), "Makefile:1"),
 ]
+
+
+SOUND = [  # what no rule forbids
+    ("imports_go_down", DISC, "# %%\n# eq-disc-area", "# %%\nfrom genbook.lab.cli import run\n\n# %%\n# eq-disc-area"),
+    ("parameters", DISC, "run_dir: Optional[str] = None", "run_dir: Optional[str] = 'here'"),
+    ("numbers_are_unique", "nbs/studies/10_discs.ipynb", "", READING),
+    ("commands_exist", "CONTRIBUTING.md", "", "genbook run disc-digits disc-digits-small\ngenbook run mine.ipynb\n"),
+    ("no_machine_is_named", "runs/notes.txt", "", "see /{}/me/notes".format("home")),
+]
+
+
+@pytest.mark.parametrize(("name", "file", "old", "new"), SOUND, ids=[s[0] for s in SOUND])
+def test_nothing_is_wrong_with(name, file, old, new, tmp_path):
+    assert old in BOOK.get(file, ""), "the change needs its place"
+    assert not list(RULES[name](write(tmp_path, BOOK | {file: BOOK[file].replace(old, new, 1) if old else new})))
 
 
 @pytest.mark.parametrize(("name", "file", "old", "new", "word"), PLANTED, ids=[f"{p[0]}-{p[4]}" for p in PLANTED])
@@ -403,7 +506,8 @@ def test_dirty_notebook(spoil, word, tmp_path):
 def test_figure_among_the_outputs_needs_a_caption(tmp_path):
     book = write(tmp_path, BOOK)
     nb = json.loads((tmp_path / DISC).read_text())
-    nb["cells"][5]["outputs"] = [{"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}]
+    check = next(c for c in nb["cells"] if "# eq-disc-area" in "".join(c["source"]))
+    check["outputs"] = [{"output_type": "display_data", "data": {"image/png": ""}, "metadata": {}}]
     (tmp_path / DISC).write_text(json.dumps(nb))
     assert any("eq-disc-area" in line and "without" in line for line in RULES["figures_have_captions"](book))
 
@@ -415,7 +519,7 @@ def test_drift_is_seen(root, tmp_path):
     shutil.copy(root / "settings.ini", book)
     for d in (made, again):
         d.mkdir()
-    new = {f"genbook/{name}.py" for name in ("_modidx", "core", "prob", "models/__init__", "models/disc")}
+    new = {f"genbook/{name}.py" for name in ("_modidx", "core", "prob", "models/__init__", "models/disc", "lab/__init__", "lab/cli")}
     assert set(regenerated(book, made)) == new
     shutil.copytree(made / "genbook", book / "genbook", dirs_exist_ok=True)
     (book / "genbook" / "core.py").write_text((made / "genbook" / "core.py").read_text().replace("math.pi", "3.14"))

@@ -1,12 +1,18 @@
-"""Layers of the autoencoders of S0 and S1, and of S3's towers, against the reports' listings.
+"""Layers of the autoencoders of S0 and S1, and of S3's towers, against the reports' listings; and the two stages of an autoencoder.
 
 A listing is a list of layers in PyTorch's own words. S3 prints its networks so; S0 and S1 name channels, kernels and activations.
 """
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from genbook.models.ae import AE, CONFIGS
+from genbook.core import GenbookError
+from genbook.data import Images
+from genbook.lab.runs import Run
+from genbook.lab.training import Training
+from genbook.lab.zoo import create_model
+from genbook.models.ae import AE, CONFIGS, CodeMixture, PrincipalMixture
 from genbook.nn import TOWERS, decoder, encoder, layers
 
 
@@ -162,3 +168,71 @@ def test_memory_format_changes_no_value(tower):
     for module, value in ((enc, x), (dec, z)):
         plain = torch.nn.Sequential(*module)
         torch.testing.assert_close(module(value), plain(value), atol=1e-9, rtol=0)
+
+
+# ---- two stages: the autoencoder, then the density of its codes
+
+
+def trained(run=None, **changes):
+    "A tiny autoencoder of the digits after both stages."
+    settings = {"model_args": {"width": 16, "components": 3}, "train_args": {"steps": 30, "ema": 0.9}} | changes
+    made = Training("ae", "digits", config="digits", device="cpu", **settings)
+    made.fit(run, progress=False)
+    return made
+
+
+def drawn(model, **how):
+    return model.sample(5, generator=torch.Generator().manual_seed(0), **how)
+
+
+def test_two_stages_come_back_as_one_model(tmp_path):
+    "What a run keeps of both stages, loaded into a model that is built anew, makes the same samples."
+    run = Run(tmp_path / "run")
+    model = trained(run).model
+    about = run.model
+    twin = create_model(about["name"], about["image_shape"], **about["config"]).eval()
+    assert not torch.equal(drawn(twin), drawn(model))
+    twin.load_state_dict(load_file(run.dir / "model.safetensors"))
+    assert torch.equal(drawn(twin), drawn(model)) and twin.density.weights.shape == (3,)
+
+
+def test_the_density_learns_from_the_weights_that_are_kept():
+    "Codes of the averaged weights, in evaluation mode: learning from the codes of the kept model gives the same density again."
+    made = trained(model_args={"tower": "conv_batchnorm", "width": 4, "components": 3})
+    module, codes = made.model.stage("density", made.data.train)
+    assert module is made.model.density and torch.equal(codes, made.images) and not made.model.training
+    again = CodeMixture(made.model.zdim, 3).learn(codes, seed=made.seed)
+    assert all(torch.equal(v, again.state_dict()[k]) for k, v in module.state_dict().items())
+
+
+def test_before_the_second_stage_codes_are_standard_normal():
+    model = AE((1, 8, 8), **CONFIGS["digits"]).eval()
+    z = torch.randn(6, 8)
+    torch.testing.assert_close(model.density.log_prob(z), torch.distributions.Normal(0.0, 1.0).log_prob(z).sum(1))
+    assert drawn(model, temperature=0.0).flatten(1).std(0).max() < 1e-6  # one code, so one image
+
+
+def test_a_density_of_a_large_code_is_one_of_its_principal_components():
+    "S0's feature map at 32 pixels has 2,048 numbers; two full covariances of it would be 8 million."
+    model = AE((1, 32, 32), **CONFIGS["conv_s0"], components=2).eval()
+    assert isinstance(model.density, PrincipalMixture) and sum(b.numel() for b in model.buffers()) < 1_000_000
+    images = Images(torch.randint(256, (300, 1, 32, 32), dtype=torch.uint8), torch.zeros(300, dtype=torch.int64))
+    density, codes = model.stage("density", images)
+    density.learn(codes)
+    torch.testing.assert_close(density.sample(300).var(0).sum(), codes.var(0).sum(), rtol=0.1, atol=0)
+    twin = AE((1, 32, 32), **CONFIGS["conv_s0"], components=2).eval()
+    twin.load_state_dict(model.state_dict())
+    assert torch.equal(drawn(twin), drawn(model))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"components": 0}, "components: 0 is not a whole number of at least 1"),
+        ({"components": 1258}, "components: 1258 Gaussians need at least as many codes, there are 1257"),
+    ],
+)
+def test_bad_components_are_told_before_the_training(change, words):
+    with pytest.raises(GenbookError) as error:
+        Training("ae", "digits", config="digits", model_args=change, device="cpu")
+    assert str(error.value) == words

@@ -5,8 +5,10 @@ import torch
 from test_shapes_vae import RELU, act, bn, conv, describe, lin
 from torch import nn
 
+from genbook.lab.claims import load_claims
+from genbook.lab.experiments import get_experiment, load_experiments
+from genbook.lab.jobs import expand, flat
 from genbook.models.gan import CONFIGS, GAN
-from genbook.runs import load_experiments
 
 LEAKY = act("LeakyReLU", 0.2)
 
@@ -153,39 +155,46 @@ def test_initialisation(config, std):
         assert abs(scales.mean() - 1) < 5e-3 and abs(scales.std() - std) < 5e-3
 
 
+def settings(name):
+    "Every parameter of the experiment's first run by one name each."
+    return flat(expand(get_experiment(name))[0].params)
+
+
 def gans():
-    return {n: e for n, e in load_experiments().items() if e.notebook == "30_models.gan"}
+    "The experiments of chapter 30, each with what the reports printed of it."
+    printed = load_claims().printed
+    return {n: [p for p in printed if p.experiment == n] for n, e in load_experiments().items() if e.notebook == "models/30_gan"}
 
 
-def reports(experiment):
-    return {s["report"] for s in experiment.source}
+def of(report):
+    return [n for n, printed in gans().items() if report in {p.report for p in printed}]
 
 
 def test_every_gan_of_the_reports_is_an_experiment():
     "S3's WGAN and S1's conditional GAN come with chapters 31 and 32."
-    found = gans()
-    assert set().union(*map(reports, found.values())) == {"S0", "S1", "S2", "S3", "S4"}
-    datasets = lambda report: {e.params["dataset"] for e in found.values() if report in reports(e)}
+    assert {p.report for printed in gans().values() for p in printed} == {"S0", "S1", "S2", "S3", "S4"}
+    datasets = lambda report: {settings(n)["dataset"] for n in of(report)}
     assert datasets("S1") == {"mnist", "fashion"} and datasets("S2") == {"mnist"} and datasets("S4") == {"cats64"}
     for dataset in ("mnist", "cifar10"):
-        grids = [e.grid for e in found.values() if "S3" in reports(e) and e.params["dataset"] == dataset and e.grid]
+        grids = [get_experiment(n).grid for n in of("S3") if settings(n)["dataset"] == dataset]
         assert {"size": [16, 32, 64], "zdim": [2, 20, 100]} in grids
-    assert any(e.params.get("k") == 3 and "S3" in reports(e) for e in found.values())
+    assert any(settings(n).get("train.k") == 3 for n in of("S3"))
 
 
 def test_the_numbers_of_the_reports_are_those_of_the_experiments():
-    found = gans()
-    s4 = found["dcgan-cats64"].params
-    assert s4 | {"batch_size": 128, "lr": 2e-4, "epochs": 50, "config": "dcgan_s4"} == s4
-    s0 = found["gan-fc-s0-mnist"].params
-    assert (s0["critic_lr"], s0["lr"], CONFIGS["fc_s0"]["smoothing"]) == (4e-4, 1e-4, 0.9)
-    s1 = found["gan-fc-s1-mnist"].params
-    assert (s1["lr"], s1["beta1"], s1["beta2"], s1["epochs"], CONFIGS["fc_s1"]["zdim"]) == (2e-4, 0.5, 0.999, 1000, 128)
-    s4 = {(s.get("metric"), s.get("about")): s.get("value") for s in found["dcgan-cats64"].source}
-    assert (s4["fid__n1000", "after 50 epochs"], s4["fid__n1000", "after 10 epochs"]) == (132.7, 164.5)
-    assert abs(s4["similar_pairs__pixels", "2412 of 999000 ordered pairs"] - 2412 / 999_000) < 2e-5
+    s4 = settings("dcgan-cats64")
+    assert s4 | {"train.batch_size": 128, "train.lr": 2e-4, "train.epochs": 50, "config": "dcgan_s4"} == s4
+    s0 = settings("gan-fc-s0-mnist")
+    assert (s0["train.critic_lr"], s0["train.lr"], CONFIGS["fc_s0"]["smoothing"]) == (4e-4, 1e-4, 0.9)
+    s1 = settings("gan-fc-s1-mnist")
+    trained = [s1[f"train.{name}"] for name in ("lr", "beta1", "beta2", "epochs")]
+    assert (*trained, CONFIGS["fc_s1"]["zdim"]) == (2e-4, 0.5, 0.999, 1000, 128)
+    s4 = {p.says: (p.value, [m.metric for m in p.metric]) for p in gans()["dcgan-cats64"]}
+    assert s4["after 50 epochs"] == (132.7, [("fid__n1000",), ("fid__n1000_floor",)]) and s4["after 10 epochs"][0] == 164.5
+    share, metrics = s4["2412 of 999000 ordered pairs"]
+    assert abs(share - 2412 / 999_000) < 2e-5 and metrics == [("similar_pairs__pixels",)]
 
 
-@pytest.mark.parametrize("name", [n for n, e in gans().items() if e.source])
+@pytest.mark.parametrize("name", [n for n, printed in gans().items() if printed])
 def test_what_a_report_leaves_out_is_marked(name):
-    assert gans()[name].chosen
+    assert get_experiment(name).chosen

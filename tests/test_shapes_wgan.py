@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from test_shapes_gan import listing, s3_critic, s3_generator
+from test_shapes_gan import listing, s3_critic, s3_generator, settings
 
 from genbook import create_model
+from genbook.lab.claims import load_claims
+from genbook.lab.experiments import load_experiments
 from genbook.models.wgan import CONFIGS, WGAN
 from genbook.nn import n_parameters
-from genbook.runs import load_experiments
 
 # S3, "Examples of WGAN models": x 32 with z 100, x 16 with z 20; 64 pixels, not printed, by the same rule
 LISTED = {
@@ -60,10 +61,12 @@ def test_depth_follows_the_image_size(size, up_blocks, down_blocks):
 
 def test_every_wgan_of_the_reports_is_an_experiment():
     "S3: 16, 32 and 64 pixels with latent sizes 2, 20 and 100, five critic steps, 50 epochs of CIFAR-10 (once 100) and 25 of MNIST."
-    found = {n: e for n, e in load_experiments().items() if e.notebook == "31_models.wgan" and e.source}
-    assert all(e.chosen and {s["report"] for s in e.source} == {"S3"} for e in found.values())
+    found = {n: e for n, e in load_experiments().items() if e.notebook == "models/31_wgan"}
+    printed = [p for p in load_claims().printed if p.experiment in found]
+    assert {p.report for p in printed} == {"S3"} and all(found[p.experiment].chosen for p in printed)
     for name, epochs in (("wgan-clip-s3-mnist", 25), ("wgan-clip-s3-cifar10", 50)):
-        e = found[name]
-        assert e.grid == {"size": [16, 32, 64], "zdim": [2, 20, 100]} and (e.params["k"], e.params["epochs"]) == (5, epochs)
-        assert e.params["config"] == "clip_s3" and e.params["dataset"] == name.rpartition("-")[2]
-    assert found["wgan-clip-s3-cifar10-long"].params["epochs"] == 100
+        plan = settings(name)
+        assert found[name].grid == {"size": [16, 32, 64], "zdim": [2, 20, 100]} and (plan["train.k"], plan["train.epochs"]) == (5, epochs)
+        assert plan["config"] == "clip_s3" and plan["dataset"] == name.rpartition("-")[2]
+    assert settings("wgan-clip-s3-cifar10-long")["train.epochs"] == 100
+    assert {p.experiment for p in printed} == {"wgan-clip-s3-mnist", "wgan-clip-s3-cifar10", "wgan-clip-s3-cifar10-long"}

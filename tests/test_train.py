@@ -9,8 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from genbook.data import Batches, load
-from genbook.train import LossStep, cosine, fit, mean_loss
+from genbook.data import Batches
+from genbook.datasets import load
+from genbook.optim import cosine
+from genbook.steps import Step
+from genbook.train import fit, mean_loss
 
 Loss = namedtuple("Loss", "total rec")
 
@@ -39,7 +42,7 @@ def images():
 def train(images, steps=60, model=None, device="cpu", capture="auto", **kwargs):
     torch.manual_seed(0)
     model = model or Net()
-    step = LossStep(model, lr=1e-3, schedule=cosine(steps, 5), device=device, clip=10.0, **kwargs)
+    step = Step(model, lr=1e-3, schedule=cosine(steps, 5), device=device, clip=10.0, **kwargs)
     return step, fit(step, Batches(images, 64, device=step.device), steps, every=20, log_every=1, capture=capture, progress=False)
 
 
@@ -58,7 +61,7 @@ def test_eval_model_estimates_batch_norm_for_the_average(images):
 def test_validation_does_not_disturb_training(images):
     one, _ = train(images)
     torch.manual_seed(0)
-    step = LossStep(Net(), lr=1e-3, schedule=cosine(60, 5), device="cpu", clip=10.0)
+    step = Step(Net(), lr=1e-3, schedule=cosine(60, 5), device="cpu", clip=10.0)
     valid = load("digits").valid
     fit(step, Batches(images, 64), 60, every=7, log_every=13, valid=lambda m: mean_loss(m, valid), progress=False)
     for a, b in zip(one.model.parameters(), step.model.parameters(), strict=True):
@@ -85,7 +88,7 @@ def test_compiled_loss_agrees(images):
 def test_what_a_look_saw_comes_back_with_the_checkpoint(images, tmp_path):
     def run(steps):
         torch.manual_seed(0)
-        step, folder = LossStep(Net(), lr=1e-3, device="cpu"), SimpleNamespace(dir=tmp_path, logs=None, resumed={})
+        step, folder = Step(Net(), lr=1e-3, device="cpu"), SimpleNamespace(dir=tmp_path, logs=None, resumed={}, history={})
         return fit(step, Batches(images, 64), steps, run=folder, every=10, look=lambda m: m.net[1].weight[0], progress=False)
 
     first, whole, again = run(20), run(40), run(40)  # stopped halfway, ended, started once more

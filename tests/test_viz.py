@@ -17,9 +17,9 @@ from nbclient import NotebookClient
 from nbconvert import HTMLExporter
 from PIL import Image
 
-from genbook import viz
 from genbook.core import GenbookError
-from genbook.runs import Run
+from genbook.lab import explorers, figures, plots
+from genbook.lab.runs import Run
 
 GREY, RGB = (1, 28, 28), (3, 16, 16)
 
@@ -58,7 +58,7 @@ def mosaic(fig):
 @pytest.mark.parametrize("shape", [GREY, RGB])
 def test_grid_is_crisp_and_in_order(n, rows, columns, shape):
     x = pictures(n, shape)
-    blocks, source = mosaic(viz.image_grid(x))
+    blocks, source = mosaic(figures.image_grid(x))
     assert (blocks == blocks[:, :1, :, :1]).all(), "a square of a pixel is not uniform"
     assert np.array_equal(blocks[:, 0, :, 0], source)
     h, w = shape[1:]
@@ -74,16 +74,16 @@ def test_grid_is_crisp_and_in_order(n, rows, columns, shape):
 
 def test_grid_fits_the_page():
     for x, columns in ((pictures(200, RGB), 20), (pictures(8, (1, 8, 8)), 8), (pictures(64, (3, 64, 64)), 8)):
-        _, size = shown(viz.image_grid(x, ncols=columns, row_labels=[f"row number {i}" for i in range(-(-len(x) // columns))]))
-        assert size["width"] <= 96 * viz.WIDTH + 20
+        _, size = shown(figures.image_grid(x, ncols=columns, row_labels=[f"row number {i}" for i in range(-(-len(x) // columns))]))
+        assert size["width"] <= 96 * figures.WIDTH + 20
 
 
 def test_labels_are_inside_and_apart():
     x = pictures(6)
-    labelled = viz.image_grid(
+    labelled = figures.image_grid(
         x, ncols=3, titles=list("abcdef"), row_labels=["a long label of a row", "y"], col_labels=["p", "q", "r"], title="above all"
     )
-    for fig in (labelled, viz.nearest_images(x[:2], x, 3), viz.reconstructions(x, {"a model": x}, titles=range(6))):
+    for fig in (labelled, figures.nearest_images(x[:2], x, 3), figures.reconstructions(x, {"a model": x}, titles=range(6))):
         boxes = texts(fig)
         width, height = fig.get_size_inches() * fig.dpi
         for label, box in boxes.items():
@@ -98,31 +98,31 @@ def test_labels_are_inside_and_apart():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: viz.image_grid(pictures(4) + 0.5), "x: values from"),
-        (lambda: viz.image_grid(-pictures(4)), "x: values from"),
-        (lambda: viz.image_grid(pictures(4) * torch.tensor(float("nan"))), "x: 3136 of 3136 values are not finite"),
-        (lambda: viz.image_grid(pictures(0)), r"x: shape \(0, 1, 28, 28\)"),
-        (lambda: viz.image_grid(torch.rand(4, 2, 8, 8)), "with c = 1 or 3"),
-        (lambda: viz.image_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)), "x: type uint8"),
-        (lambda: viz.image_grid(pictures(4), ncols=0), "ncols: 0"),
-        (lambda: viz.image_grid(pictures(4), ncols=2, row_labels=["a"]), "row_labels: 1 labels for 2"),
-        (lambda: viz.image_grid(pictures(4), ncols=2, col_labels=["a"]), "col_labels: 1 labels for 2"),
-        (lambda: viz.reconstructions(pictures(4), {"vae": pictures(3)}), r"recons\['vae'\]: shape"),
-        (lambda: viz.reconstructions(pictures(4), {"vae": 2 * pictures(4)}), r"recons\['vae'\]: values"),
-        (lambda: viz.nearest_images(pictures(2), pictures(3), 4), "k: 4"),
-        (lambda: viz.progress_strip([pictures(2)], [0, 1]), "frames: 1"),
-        (lambda: viz.progress_strip([pictures(2), pictures(3)], [0, 1]), "frames: 2"),
-        (lambda: viz.traversal_grid(lambda z: z, torch.zeros(3), dims=[3]), r"dims: \[3\]"),
-        (lambda: viz.traversal_grid(lambda z: 3 + z.view(-1, 1, 1, 3), torch.zeros(3)), r"model\(z\): values"),
-        (lambda: viz.interpolation_grid(lambda z: z, torch.ones(3), torch.ones(4)), "z1: shape"),
-        (lambda: viz.interpolation_grid(lambda z: z, torch.ones(3), torch.ones(3), path="sherical"), "did you mean 'spherical'"),
-        (lambda: viz.lerp(torch.ones(3), torch.ones(3), 1), "n: 1"),
-        (lambda: viz.smooth([1.0], 1.0), "weight: 1.0"),
-        (lambda: viz.curve([1, 2], {"a": [1, 2, 3]}, xlabel="x", ylabel="y"), "series 'a'"),
-        (lambda: viz.latent_scatter(torch.rand(5, 1)), r"z: shape \(5, 1\)"),
-        (lambda: viz.latent_scatter(torch.rand(5, 3), method="tsne"), "method: 'tsne'"),
-        (lambda: viz.density_field(lambda p: p), "log_prob: it gave shape"),
-        (lambda: viz.save(viz.subplots()[0], "a.jpg"), "path: '.jpg'"),
+        (lambda: figures.image_grid(pictures(4) + 0.5), "x: values from"),
+        (lambda: figures.image_grid(-pictures(4)), "x: values from"),
+        (lambda: figures.image_grid(pictures(4) * torch.tensor(float("nan"))), "x: 3136 of 3136 values are not finite"),
+        (lambda: figures.image_grid(pictures(0)), r"x: shape \(0, 1, 28, 28\)"),
+        (lambda: figures.image_grid(torch.rand(4, 2, 8, 8)), "with c = 1 or 3"),
+        (lambda: figures.image_grid(torch.zeros(4, 1, 8, 8, dtype=torch.uint8)), "x: type uint8"),
+        (lambda: figures.image_grid(pictures(4), ncols=0), "ncols: 0"),
+        (lambda: figures.image_grid(pictures(4), ncols=2, row_labels=["a"]), "row_labels: 1 labels for 2"),
+        (lambda: figures.image_grid(pictures(4), ncols=2, col_labels=["a"]), "col_labels: 1 labels for 2"),
+        (lambda: figures.reconstructions(pictures(4), {"vae": pictures(3)}), r"recons\['vae'\]: shape"),
+        (lambda: figures.reconstructions(pictures(4), {"vae": 2 * pictures(4)}), r"recons\['vae'\]: values"),
+        (lambda: figures.nearest_images(pictures(2), pictures(3), 4), "k: 4"),
+        (lambda: plots.progress_strip([pictures(2)], [0, 1]), "frames: 1"),
+        (lambda: plots.progress_strip([pictures(2), pictures(3)], [0, 1]), "frames: 2"),
+        (lambda: explorers.traversal_grid(lambda z: z, torch.zeros(3), dims=[3]), r"dims: \[3\]"),
+        (lambda: explorers.traversal_grid(lambda z: 3 + z.view(-1, 1, 1, 3), torch.zeros(3)), r"model\(z\): values"),
+        (lambda: explorers.interpolation_grid(lambda z: z, torch.ones(3), torch.ones(4)), "z1: shape"),
+        (lambda: explorers.interpolation_grid(lambda z: z, torch.ones(3), torch.ones(3), path="sherical"), "did you mean 'spherical'"),
+        (lambda: explorers.lerp(torch.ones(3), torch.ones(3), 1), "n: 1"),
+        (lambda: plots.smooth([1.0], 1.0), "weight: 1.0"),
+        (lambda: plots.curve([1, 2], {"a": [1, 2, 3]}, xlabel="x", ylabel="y"), "series 'a'"),
+        (lambda: plots.latent_scatter(torch.rand(5, 1)), r"z: shape \(5, 1\)"),
+        (lambda: plots.latent_scatter(torch.rand(5, 3), method="tsne"), "method: 'tsne'"),
+        (lambda: plots.density_field(lambda p: p), "log_prob: it gave shape"),
+        (lambda: figures.save(figures.subplots()[0], "a.jpg"), "path: '.jpg'"),
     ],
 )
 def test_refusals_name_the_argument(call, message):
@@ -138,17 +138,17 @@ def every_figure():
     rows += [{"fit": "main", "step": 8, "valid/total": 1.0}]
     normal = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
     return {
-        "image_grid": viz.image_grid(pictures(3)),
-        "reconstructions": viz.reconstructions(pictures(3), pictures(3)),
-        "nearest_images": viz.nearest_images(pictures(2), pictures(5), 2),
-        "loss_curves": viz.loss_curves(rows),
-        "progress_strip": viz.progress_strip(torch.stack([pictures(2), pictures(2)]), [0, 10]),
-        "curve": viz.curve([8, 16], [2.0, 1.0], [0.1, 0.1], xlabel="d", ylabel="MSE", references={"PCA": 1.5}, xscale="log"),
-        "latent_scatter": viz.latent_scatter(z, y, ["a", "b", "c"]),
-        "traversal_grid": viz.traversal_grid(decode, z[0]),
-        "interpolation_grid": viz.interpolation_grid(decode, z[0], z[1]),
-        "kl_bars": viz.kl_bars({"a": z[0].abs(), "b": 3 * z[1].abs()}, threshold=0.5),
-        "density_field": viz.density_field({"p": normal.log_prob, "samples": None}, samples=normal.sample((9,))),
+        "image_grid": figures.image_grid(pictures(3)),
+        "reconstructions": figures.reconstructions(pictures(3), pictures(3)),
+        "nearest_images": figures.nearest_images(pictures(2), pictures(5), 2),
+        "loss_curves": plots.loss_curves(rows),
+        "progress_strip": plots.progress_strip(torch.stack([pictures(2), pictures(2)]), [0, 10]),
+        "curve": plots.curve([8, 16], [2.0, 1.0], [0.1, 0.1], xlabel="d", ylabel="MSE", references={"PCA": 1.5}, xscale="log"),
+        "latent_scatter": plots.latent_scatter(z, y, ["a", "b", "c"]),
+        "traversal_grid": explorers.traversal_grid(decode, z[0]),
+        "interpolation_grid": explorers.interpolation_grid(decode, z[0], z[1]),
+        "kl_bars": plots.kl_bars({"a": z[0].abs(), "b": 3 * z[1].abs()}, threshold=0.5),
+        "density_field": plots.density_field({"p": normal.log_prob, "samples": None}, samples=normal.sample((9,))),
     }
 
 
@@ -174,7 +174,7 @@ def test_figures_are_shown_once_in_one_style_and_small():
 
 
 def test_palette_of_256_keeps_the_colours_of_a_plot():
-    fig = viz.latent_scatter(torch.randn(500, 2), torch.arange(500) % 10)
+    fig = plots.latent_scatter(torch.randn(500, 2), torch.arange(500) % 10)
     true = io.BytesIO()
     fig.savefig(true, format="png")
     true = np.asarray(Image.open(true).convert("RGB")).astype(int)
@@ -182,7 +182,7 @@ def test_palette_of_256_keeps_the_colours_of_a_plot():
 
 
 def test_a_recorded_plot_has_its_vectors_and_pictures_have_none(tmp_path):
-    curve, grid, cloud = viz.curve([1, 2], [2.0, 1.0], xlabel="d", ylabel="MSE"), viz.image_grid(pictures(4)), viz.Plot()
+    curve, grid, cloud = plots.curve([1, 2], [2.0, 1.0], xlabel="d", ylabel="MSE"), figures.image_grid(pictures(4)), figures.Plot()
     cloud.subplots().plot(torch.rand(9000), "o")
     assert "image/svg+xml" not in curve._repr_mimebundle_()[0]
     run = Run(tmp_path / "runs/demo/a")
@@ -194,8 +194,8 @@ def test_a_recorded_plot_has_its_vectors_and_pictures_have_none(tmp_path):
 
 @pytest.mark.parametrize("suffix, start", [("png", b"\x89PNG"), ("svg", b"<?xml"), ("pdf", b"%PDF")])
 def test_save_is_whole_and_repeatable(tmp_path, suffix, start):
-    make = lambda: viz.curve([8, 16], [2.0, 1.0], [0.1, 0.1], xlabel="d", ylabel="MSE", references={"PCA": 1.5}, xscale="log")
-    written = [viz.save(make(), tmp_path / f"{i}.{suffix}").read_bytes() for i in range(2)]
+    make = lambda: plots.curve([8, 16], [2.0, 1.0], [0.1, 0.1], xlabel="d", ylabel="MSE", references={"PCA": 1.5}, xscale="log")
+    written = [figures.save(make(), tmp_path / f"{i}.{suffix}").read_bytes() for i in range(2)]
     assert written[0] == written[1] and written[0].startswith(start)
     assert sorted(p.name for p in tmp_path.iterdir()) == [f"0.{suffix}", f"1.{suffix}"]
 
@@ -209,50 +209,50 @@ def test_loss_curves_read_what_fit_writes(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, lines[0][:20]]))  # a crash cut the last line
     history = SimpleNamespace(rows=ROWS + VALID)
     for source in (ROWS + VALID, history, tmp_path / "metrics.jsonl", tmp_path, str(tmp_path)):
-        (ax,) = viz.loss_curves(source).axes  # lr is no loss
+        (ax,) = plots.loss_curves(source).axes  # lr is no loss
         raw, smoothed, valid = ax.lines
         assert np.array_equal(raw.get_xydata(), [(r["step"], r["train/total"]) for r in ROWS])
-        assert np.allclose(smoothed.get_ydata(), viz.smooth([r["train/total"] for r in ROWS]))
+        assert np.allclose(smoothed.get_ydata(), plots.smooth([r["train/total"] for r in ROWS]))
         assert np.array_equal(valid.get_xydata(), [(10, 11), (20, 6)])
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("training step", "total (nats)")
     (tmp_path / "metrics.jsonl").write_text("\n".join([lines[0][:20], *lines]))
     with pytest.raises(GenbookError, match="line 1 of .*metrics.jsonl is not JSON"):
-        viz.loss_curves(tmp_path)
+        plots.loss_curves(tmp_path)
 
 
 def test_loss_curves_of_runs_and_fits_share_axes():
     two_fits = ROWS + [r | {"fit": "finetune"} for r in ROWS]
-    fig = viz.loss_curves({"a": ROWS, "b": two_fits}, unit={"total": "nats"})
+    fig = plots.loss_curves({"a": ROWS, "b": two_fits}, unit={"total": "nats"})
     assert len(fig.axes) == 1 and len(fig.axes[0].lines) == 9
     assert {t.get_text() for t in fig.legends[0].get_texts()} == {"a", "b main", "b finetune", "train", "valid"}
-    assert viz.loss_curves(ROWS, ["lr"], unit="").axes[0].get_ylabel() == "lr"
+    assert plots.loss_curves(ROWS, ["lr"], unit="").axes[0].get_ylabel() == "lr"
 
 
 def test_scatter_says_which_class():
     z, y = torch.randn(90, 5), torch.arange(90) % 3
-    ax = viz.latent_scatter(z, y, ["T-shirt", "bag", "boot"]).axes[0]
+    ax = plots.latent_scatter(z, y, ["T-shirt", "bag", "boot"]).axes[0]
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["T-shirt", "bag", "boot"]
     assert {t.get_text() for t in ax.texts} == {"T-shirt", "bag", "boot"}  # by name too, not by colour alone
     assert "of variance" in ax.get_xlabel()
-    first = viz.latent_scatter(z, method="first").axes[0]
+    first = plots.latent_scatter(z, method="first").axes[0]
     assert np.allclose(first.collections[0].get_offsets(), z[:, :2]) and first.get_xlabel() == "z[0]"
-    assert len(viz.latent_scatter(z, torch.arange(90)).axes) == 2  # many classes: a colour bar
+    assert len(plots.latent_scatter(z, torch.arange(90)).axes) == 2  # many classes: a colour bar
 
 
 def test_kl_bars_are_sorted_on_one_scale():
-    axes = viz.kl_bars({"a": torch.tensor([0.1, 2.0, 0.5]), "b": torch.tensor([9.0, 0.0])}).axes
+    axes = plots.kl_bars({"a": torch.tensor([0.1, 2.0, 0.5]), "b": torch.tensor([9.0, 0.0])}).axes
     assert [round(p.get_height(), 3) for p in axes[0].patches] == [2.0, 0.5, 0.1]
     assert axes[0].get_ylim() == axes[1].get_ylim() and axes[0].get_ylim()[1] >= 9
 
 
 def test_densities_share_their_scale():
     wide, narrow = (torch.distributions.MultivariateNormal(torch.zeros(2), s * torch.eye(2)) for s in (1.0, 0.1))
-    a, b = (ax.images[0] for ax in viz.density_field({"wide": wide.log_prob, "narrow": narrow.log_prob}).axes[:2])
+    a, b = (ax.images[0] for ax in plots.density_field({"wide": wide.log_prob, "narrow": narrow.log_prob}).axes[:2])
     assert a.get_clim() == b.get_clim() == (0, pytest.approx(1 / (2 * np.pi * 0.1), rel=0.02))
     for image in (a, b):
         assert image.get_array().sum() * (8 / 150) ** 2 == pytest.approx(1, abs=1e-3)
     shifted = torch.distributions.MultivariateNormal(torch.tensor([2.0, -1.0]), 0.1 * torch.eye(2))
-    image = viz.density_field(shifted.log_prob).axes[0].images[0]
+    image = plots.density_field(shifted.log_prob).axes[0].images[0]
     row, column = np.unravel_index(image.get_array().argmax(), (150, 150))
     assert (column + 0.5) * 8 / 150 - 4 == pytest.approx(2, abs=0.06) and (row + 0.5) * 8 / 150 - 4 == pytest.approx(-1, abs=0.06)
     assert image.origin == "lower"
@@ -261,7 +261,7 @@ def test_densities_share_their_scale():
 def test_traversal_moves_one_dimension_at_a_time():
     z = torch.tensor([0.1, 0.2, 0.3, 0.4])
     seen = []
-    viz.traversal_grid(lambda c: seen.append(c.clone()) or c.sigmoid().view(-1, 1, 2, 2), z, dims=[2, 0], values=[-1, 1])
+    explorers.traversal_grid(lambda c: seen.append(c.clone()) or c.sigmoid().view(-1, 1, 2, 2), z, dims=[2, 0], values=[-1, 1])
     expected = torch.tensor([[0.1, 0.2, -1, 0.4], [0.1, 0.2, 1, 0.4], [-1, 0.2, 0.3, 0.4], [1, 0.2, 0.3, 0.4]])
     assert torch.equal(seen[0], expected) and torch.equal(z, torch.tensor([0.1, 0.2, 0.3, 0.4]))
 
@@ -278,24 +278,24 @@ class Conditional:
 
 def test_explorers_follow_their_controls():
     decode = lambda z: torch.sigmoid(z.view(-1, 1, 2, 2))
-    explorers = {
-        "latent": viz.latent_explorer(decode, torch.zeros(4)),
-        "classes": viz.latent_explorer(Conditional(), torch.zeros(4), dims=[1], classes=["a", "b"]),
-        "interpolator": viz.interpolator(decode, torch.randn(3, 4), torch.randn(3, 4)),
-        "sampler": viz.sample_explorer(Conditional(), 4, classes=["a", "b"]),
+    made = {
+        "latent": explorers.latent_explorer(decode, torch.zeros(4)),
+        "classes": explorers.latent_explorer(Conditional(), torch.zeros(4), dims=[1], classes=["a", "b"]),
+        "interpolator": explorers.interpolator(decode, torch.randn(3, 4), torch.randn(3, 4)),
+        "sampler": explorers.sample_explorer(Conditional(), 4, classes=["a", "b"]),
     }
-    assert {n: list(e.controls) for n, e in explorers.items()} == {
+    assert {n: list(e.controls) for n, e in made.items()} == {
         "latent": ["z[0]", "z[1]", "z[2]", "z[3]"],
         "classes": ["z[1]", "class"],
         "interpolator": ["t", "path", "pair"],
         "sampler": ["temperature", "seed", "class"],
     }
     for name, control in {"latent": 2, "classes": 1, "interpolator": 0, "sampler": 1}.items():
-        knobs, picture = explorers[name].widget().children
+        knobs, picture = made[name].widget().children
         before, knob = picture.value, knobs.children[control]
         knob.value = knob.options[1] if hasattr(knob, "options") else knob.max
         assert bytes(before).startswith(b"\x89PNG") and bytes(picture.value).startswith(b"\x89PNG") and picture.value != before, name
-    ends = explorers["interpolator"]
+    ends = made["interpolator"]
     assert ends.picture(t=0.0, path="linear", pair="2") == ends.picture(t=0.0, path="spherical", pair="2")
     assert ends.picture(t=0.5, path="linear", pair="2") != ends.picture(t=0.5, path="linear", pair="3")
 
@@ -343,9 +343,9 @@ def test_explorer_is_a_figure_for_a_program_and_a_widget_for_a_front_end():
 
 
 def test_labels_of_a_short_logarithmic_axis_do_not_lie_on_each_other():
-    fig, axes = viz.subplots(1, 3)
+    fig, axes = figures.subplots(1, 3)
     axes[0].set(xscale="log", xlim=(1.8, 45))
-    with matplotlib.rc_context(viz.STYLE):  # as it is saved
+    with matplotlib.rc_context(figures.STYLE):  # as it is saved
         found = texts(fig)
     left, below = axes[1].get_window_extent().x0, axes[0].get_window_extent().y0
     boxes = sorted((b.x0, b.x1, text) for text, b in found.items() if b.y1 < below and b.x1 < left)
