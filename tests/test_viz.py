@@ -322,8 +322,8 @@ def ask_like_a_front_end(manager, code):
 
 def test_explorer_is_a_figure_for_a_program_and_a_widget_for_a_front_end():
     sources = [
-        "import sys\nimport torch\nfrom genbook import viz\n{'ipywidgets', 'sklearn'} & set(sys.modules)",
-        "explorer = viz.latent_explorer(lambda z: z.sigmoid().view(-1, 1, 2, 2), torch.zeros(4))\nexplorer",
+        "import sys\nimport torch\nfrom genbook.lab.explorers import latent_explorer\n{'ipywidgets', 'sklearn'} & set(sys.modules)",
+        "explorer = latent_explorer(lambda z: z.sigmoid().view(-1, 1, 2, 2), torch.zeros(4))\nexplorer",
     ]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     client = NotebookClient(nb, timeout=120, kernel_name="python3")
