@@ -236,7 +236,7 @@ def test_bits_of_a_data_set():
     "The same images in one batch or several, fewer bits with more draws, and an error for draws that do not divide."
     model, ds = RealNVP((1, 8, 8), levels=17, couplings=(2,), width=4, depth=1), load("digits")
     bits = flow_bits(model, ds.test, (1, 4), n=60)
-    assert bits[4].value < bits[1].value and bits[1].n == 60 and bits[4].estimator == "K=4" and bits[1].se > 0
+    assert bits[4].value < bits[1].value and bits[1].n == 60 and bits[4].estimator == "bound, k=4" and bits[1].se > 0
     assert abs(flow_bits(model, ds.test, (1, 4), n=60, batch_size=17)[4].value - bits[4].value) < 0.1
     with torch.no_grad():
         direct = bits_per_dim(model.log_prob(ds.test.float(slice(0, 60))[0], k=4, generator=generator()), 64).mean()

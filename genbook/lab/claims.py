@@ -124,7 +124,9 @@ def overall(
     comparisons: list[Comparison],  # of one sentence
     results: list[dict],  # as from `results.load`
 ) -> str:
-    "One word, or how many comparisons say what; those without runs do not count."
+    "One word, or how many comparisons say what; those without runs do not count, and without a comparison there is no test."
+    if not comparisons:
+        return "no test"
     said = [c.verdict(results) for c in comparisons]
     said = [word for word in said if word != "no run"] or ["no run"]
     counts = {word: said.count(word) for word in sorted({*said})}

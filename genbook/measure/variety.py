@@ -84,7 +84,7 @@ def birthday(
     x: Tensor,  # vectors of samples, (s, d)
     threshold: float,  # largest distance of two samples that are the same, from `same_threshold` of real ones
 ) -> Birthday:
-    "Birthday-paradox estimate of the support (Arora & Zhang 2018): 1 over the share of pairs that are the same."
+    "Birthday-paradox estimate of the support (Arora, Risteski & Zhang 2018): 1 over the share of pairs that are the same."
     x = _features(x, "x")
     same, pairs = sum(int((d <= threshold).sum()) for d in _pair_distances(x)), len(x) * (len(x) - 1) // 2
     return Birthday(pairs / same if same else math.inf, pairs / _poisson_upper(same), same, pairs, threshold)

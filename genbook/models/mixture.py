@@ -27,6 +27,8 @@ class Loss(NamedTuple):
 class Mixture(nn.Module):
     "A mixture of images with independent pixels."
 
+    likelihood_is = "exact"  # `k` draws would change nothing
+
     def __init__(
         self,
         image_shape: tuple[int, int, int],  # (c, h, w)

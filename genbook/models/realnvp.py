@@ -265,4 +265,4 @@ def flow_bits(
         parts.append(model.log_weights(x, max(ks), g).double().cpu())
     log_w = torch.cat(parts, 1)
     bound = {k: torch.stack([iw_bound_from(w) for w in log_w.split(k)]).mean(0) for k in ks}
-    return {k: metric("bits_per_dim", bits_per_dim(v, x[0].numel()), split=split, estimator=f"K={k}") for k, v in bound.items()}
+    return {k: metric("bits_per_dim", bits_per_dim(v, x[0].numel()), split=split, estimator=f"bound, k={k}") for k, v in bound.items()}
