@@ -1,10 +1,12 @@
 "Trained models that leave the project and come back: what a run keeps, `export`, `from_pretrained`, `genbook export`."
 
 import json
+import math
 import re
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from test_matrix import SMALL, images
 from torch import nn
 
-from genbook import create_model, from_pretrained, list_models, list_pretrained
+from genbook import create_model, datasets, from_pretrained, list_models, list_pretrained
 from genbook.core import GenbookError, metric
 from genbook.lab import pretrained, zoo
 from genbook.lab.pretrained import export
@@ -256,8 +258,25 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 
 def test_what_comes_with_the_package_loads():
+    assert list_pretrained() == ["ae-mnist", "realnvp-mnist", "vae-mnist"]
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
+
+
+@pytest.mark.parametrize(("name", "metric"), [("ae-mnist", "mse"), ("vae-mnist", "mse"), ("realnvp-mnist", "bits_per_dim")])
+def test_what_comes_with_the_package_does_what_its_card_says(name, metric):
+    model, card = from_pretrained(name), (Path(pretrained.assets("pretrained")) / name / "README.md").read_text()
+    value, se = map(float, re.search(rf"\| {metric} \| ([\d.e-]+) ± ([\d.e-]+)", card).groups())
+    x, generator = datasets.load("mnist-mini").test.float(slice(0, 40))[0], torch.Generator().manual_seed(0)
+    if model.levels == 2:
+        x = torch.bernoulli(x, generator=generator)
+    with torch.no_grad():
+        if metric == "mse":
+            each = (model.reconstruct(x) - x).square().flatten(1).mean(1)
+        else:
+            each = -model.log_prob(x, k=8, generator=generator) / x[0].numel() / math.log(2)
+        shape = model.sample(3, generator=generator).shape
+    assert abs(each.mean().item() - value) < 4 * (each.std().item() / 40**0.5 + se) and shape == (3, 1, 28, 28)
 
 
 def test_a_run_without_a_model_is_refused(tmp_path):
