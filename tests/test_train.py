@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from genbook.data import Batches
+from genbook.data import Batches, Images
 from genbook.datasets import load
 from genbook.optim import cosine
 from genbook.steps import Step
@@ -117,3 +117,31 @@ def test_failed_capture_goes_on_eagerly_with_usable_generators(images):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(images, device="cuda", capture=True)
+
+
+class Brightness(nn.Module):
+    "A loss without noise."
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def loss(self, x, y=None, *, it=None):
+        rec = self.scale * x.flatten(1).sum(1)
+        return Loss(rec, rec)
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(150, 100), (100, 100), (7, 100), (101, 50), (None, 999), (10**6, 999)])
+def test_mean_loss_is_of_the_first_n_images(images, n, batch_size):
+    x = images.float()[0][:n]
+    assert mean_loss(Brightness(), images, n=n, batch_size=batch_size)["rec"] == pytest.approx(x.flatten(1).sum(1).mean().item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("n", [65, 64, 129, 100])
+def test_statistics_are_of_whole_batches(images, n):
+    "Whatever is left over: with one image in it batch norm would fail, and every batch weighs the same."
+    some = Images(images.x[:n], images.y[:n], levels=images.levels)
+    step = Step(Net(), lr=1e-3, ema=0.9, device="cpu")
+    fit(step, Batches(some, 64), 3, progress=False)
+    model = step.eval_model(Batches(some, 64))
+    assert model.net[2].num_batches_tracked == n // 64 and (model.net[2].running_var != 1).all()
