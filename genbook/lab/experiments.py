@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TABLES', 'notebook_path', 'cells_of', 'parameters', 'Settings', 'fields_of', 'family_of', 'settings_of',
-           'defaults_of', 'Experiment', 'read_yaml', 'load_experiments', 'members', 'get_experiment']
+           'defaults_of', 'Experiment', 'budget', 'read_yaml', 'load_experiments', 'members', 'get_experiment']
 
 # %% ../../nbs/lab/01_experiments.ipynb #26c8f6b5
 import ast
@@ -181,7 +181,16 @@ class Experiment:
     grid: dict = field(default_factory=dict)  # parameter -> values
     seeds: list = field(default_factory=lambda: [0])
     chosen: list = field(default_factory=list)  # parameters that the source leaves out
+    reported: dict = field(default_factory=dict)  # what the source trained with where a budget allows less, e.g. {epochs: 1000}
     suite: list = field(default_factory=list)  # names of experiments, instead of a notebook
+
+
+def budget(
+    e: Experiment,
+) -> str:  # e.g. "epochs: 1000 in the report, 70 here"; empty where nothing was changed
+    "What a budget changed against the report that an experiment repeats."
+    here = e.params | e.model | e.train
+    return ", ".join(f"{k}: {v} in the report, {here[k]} here" for k, v in e.reported.items())
 
 
 _KINDS = {k: f.type for k, f in Experiment.__dataclass_fields__.items() if k != "name"}

@@ -162,7 +162,7 @@ def expand(
     }
     swept = experiment.grid | {k: v if isinstance(v, list) else [v] for k, v in (overrides or {}).items()}
     values, varied = _options(known, given | swept, where)
-    for key in experiment.chosen:
+    for key in (*experiment.chosen, *experiment.reported):
         known.place(key, where)
     seeds = _checked_seeds(seeds or experiment.seeds, where)
     paths, jobs = [path for path, many in varied.items() if many] + [("seed",)] * (len(seeds) > 1 and "seed" in base), []

@@ -167,6 +167,8 @@ def print_settings(
         value, place = (s.value, s.place) if not (s.name == "steps" and kind == "train" and epochs) else ("", "by epochs")
         rows.append((f"  {s.name}" if kind else s.name, _value(value), place, s.about))
     out.print(table(["setting", "value", "from", "meaning"], rows, f"{e.notebook}, {number_of_runs(e, found)} runs"))
+    if e.reported:
+        out.print(f"changed for the budget: {experiments.budget(e)}")
     if e.chosen:
         out.print(f"chosen here, since the source leaves it out: {', '.join(e.chosen)}")
 
