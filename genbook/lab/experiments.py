@@ -186,7 +186,7 @@ class Experiment:
 
 
 def budget(
-    e: Experiment,
+    e: Experiment,  # with `reported`
 ) -> str:  # e.g. "epochs: 1000 in the report, 70 here"; empty where nothing was changed
     "What a budget changed against the report that an experiment repeats."
     here = e.params | e.model | e.train
