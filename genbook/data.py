@@ -266,6 +266,7 @@ class DataSet:
     valid: Images
     test: Images
     dropped: int = 0  # exact copies that a folder held and that were left out
+    left_out: str = ""  # what else it held, e.g. "3 .heic, 1 damaged"
 
     @property
     def splits(self) -> dict[str, Images]:
@@ -275,7 +276,7 @@ class DataSet:
     def __repr__(self):
         sizes = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
         kind = f"{self.levels} levels{' (training images binarised anew each time)' if self.train.dynamic else ''}"
-        dropped = f"; {self.dropped:,} exact copies dropped" if self.dropped else ""
+        dropped = f"; {self.dropped:,} exact copies dropped" * bool(self.dropped) + f"; left out: {self.left_out}" * bool(self.left_out)
         return f"{self.name}: {sizes}; {self.image_shape}, {kind}, {len(self.classes)} class{'es' * (len(self.classes) != 1)}{dropped}"
 
 # %% ../nbs/02_data.ipynb #faaa611f

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from .core import GenbookError, check_choice
+from .core import GenbookError, check_choice, folder_of
 from .datasets import EMBEDDED, MD5, NAMES, _missing, _source, data_root
 from .pictures import SUFFIXES
 
@@ -30,13 +30,13 @@ def download(
     root: str | os.PathLike | None = None,  # where to, see `data_root`
 ) -> str:  # one line that says what is where
     "Fetch a data set unless it is there and sound. Raises `GenbookError` when it is unknown or cannot be fetched."
-    if isinstance(name, str) and name.startswith("folder:"):
+    if folder_of(name):
         raise GenbookError(f"data: {name!r} is a folder of your own; there is nothing to fetch")
     check_choice("data", name, NAMES)
     root = data_root(root)
     if name in EMBEDDED:
         where = "scikit-learn" if name == "digits" else "genbook"
-        return f"{name}: {len(_source(name, root, None, None).y):,} images come with {where}; there is nothing to fetch"
+        return f"{name}: {len(_source(name, root).y):,} images come with {where}; there is nothing to fetch"
     try:
         return f"{_state(name, root)}, already there"
     except GenbookError:
@@ -52,7 +52,7 @@ def download(
 def _state(name, root):
     "One line if the data set is there and sound, `GenbookError` otherwise."
     if name != "cats64":
-        return f"{name}: {len(_source(name, root, None, None).y):,} images in {root}"
+        return f"{name}: {len(_source(name, root).y):,} images in {root}"
     n = sum(p.suffix.lower() in SUFFIXES for p in (root / "cats64").rglob("*"))
     if not n:
         raise _missing(name, "a folder of images", root / "cats64")

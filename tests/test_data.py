@@ -300,7 +300,7 @@ def test_streaming_gives_the_resident_batches(folder, k):
 
 
 def test_large_folders_are_streamed_by_themselves(folder, monkeypatch):
-    monkeypatch.setattr(datasets, "RESIDENT_BYTES", 80 * 3 * 16 * 16)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 80 * 3 * 16 * 16)
     assert isinstance(load(f"folder:{folder}", size=16).train, Images)
     ds = load(f"folder:{folder}", size=17, binarize="dynamic")
     assert isinstance(ds.train, data.Streamed) and isinstance(ds.test, Images)
