@@ -21,7 +21,7 @@ setup(
     keywords=cfg["keywords"],
     url=cfg["git_url"],
     packages=find_packages(include=["genbook", "genbook.*"]),
-    package_data={"genbook": ["assets/**"]},
+    package_data={"genbook": ["assets/**", "py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
     extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid")},

@@ -8,6 +8,7 @@ __all__ = ['Images', 'Codes', 'as_images', 'Streamed', 'split_indices', 'DataSet
 # %% ../nbs/02_data.ipynb #936c88b6
 import math
 import os
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from .core import GenbookError, process_rank
 from .core import device as find_device
-from .pictures import _read_images, read_image
+from .pictures import _read_images, as_array, read_image
 
 # %% ../nbs/02_data.ipynb #b6379da4
 class _Split:
@@ -81,6 +82,8 @@ class Images(_Split):
     ):
         if x.dtype != torch.uint8 or x.ndim != 4 or len(x) != len(y):
             raise GenbookError(f"x: uint8 (n, c, h, w) with a label each is needed; got {x.dtype} {tuple(x.shape)} and {len(y)} labels")
+        if y.ndim != 1 or y.is_floating_point():
+            raise GenbookError(f"y: {y.dtype} {tuple(y.shape)}; allowed: one whole number an image, (n,)")
         if white is None and len(x) and (most := int(x.max())) >= levels:
             raise GenbookError(f"x: a pixel of {most}, but with {levels} levels the largest is {levels - 1}")
         self.x, self.y, self.levels, self.image_shape = x, y, levels, tuple(x.shape[1:])
@@ -153,23 +156,30 @@ def as_images(
     levels: int = 256,  # number of values that a pixel can take
 ) -> Images:
     "Anything that holds images as `Images`; raises `GenbookError` for values that are neither whole numbers below `levels` nor in [0, 1]."
-    if not isinstance(x, Tensor | np.ndarray):  # a data set: arrays where it has them, otherwise one image after the other
-        if hasattr(x, "data") and isinstance(x.data, Tensor | np.ndarray):
-            x, y = x.data, getattr(x, "targets", None) if y is None else y
-        else:
-            pairs = [item if isinstance(item, tuple) else (item, 0) for item in (x[i] for i in range(len(x)))]
-            y = [label for _, label in pairs] if y is None else y
-            x = np.stack([np.asarray(image) for image, _ in pairs])
-    x = torch.as_tensor(x)
+    x, own = as_array(x)
     x = x[:, None] if x.ndim == 3 else x.movedim(-1, 1) if x.ndim == 4 and x.shape[-1] in (1, 3) and x.shape[1] not in (1, 3) else x
-    if x.ndim != 4 or not len(x):
-        raise GenbookError(f"x: shape {tuple(x.shape)}; allowed: (n, h, w), (n, c, h, w) or (n, h, w, c)")
+    if x.ndim != 4 or not len(x) or x.shape[1] not in (1, 3):
+        raise GenbookError(f"x: shape {tuple(x.shape)}; allowed: (n, h, w), (n, c, h, w) or (n, h, w, c) with 1 or 3 channels")
     low, high, top = x.min().item(), x.max().item(), 1 if x.is_floating_point() else levels - 1
     if not (0 <= low and high <= top):  # also where one is not a number
         raise GenbookError(f"x: values from {low:.3g} to {high:.3g}; allowed: 0 to {top}{' for real numbers' * x.is_floating_point()}")
+    if 0 < high < top / 8:
+        warnings.warn(f"x: no value is above {high:.3g} of {top}, so the images are nearly black; is `levels` right?", stacklevel=2)
     u = (x * (levels - 1)).round() if x.is_floating_point() else x
-    y = torch.zeros(len(x), dtype=torch.int64) if y is None else torch.as_tensor(y).long()
-    return Images(u.to(torch.uint8).contiguous(), y, levels)
+    return Images(u.to(torch.uint8).contiguous(), _labels(own if y is None else y, len(x)), levels)
+
+
+def _labels(y, n):
+    "Labels as whole numbers; raises `GenbookError` for what are none."
+    if y is None:
+        return torch.zeros(n, dtype=torch.int64)
+    try:
+        y = torch.as_tensor(np.asarray(y))
+    except (TypeError, ValueError):
+        raise GenbookError(f"y: {y[0]!r} is no label; allowed: a whole number an image") from None
+    if y.ndim != 1 or y.is_complex() or (y < 0).any() or (y != y.round() if y.is_floating_point() else y.isnan()).any():
+        raise GenbookError(f"y: {y.dtype} {tuple(y.shape)}; allowed: one whole number of at least 0 an image, (n,)")
+    return y.long()
 
 # %% ../nbs/02_data.ipynb #a0280f3e
 class Streamed(_Split):
@@ -245,7 +255,7 @@ def split_indices(
 def _binarize(x, levels, seed, part):
     "One draw of every image, {0, 1}; every part of a data set has a stream of its own, so that the test does not depend on the sizes."
     g = _generator(seed, part)
-    images = Images(x, torch.zeros(len(x)), 2, white=levels - 1)
+    images = Images(x, torch.zeros(len(x), dtype=torch.int64), 2, white=levels - 1)
     return torch.cat([images.float(slice(i, i + 4096), g)[0].byte() for i in range(0, len(x), 4096)] or [x])
 
 
@@ -266,6 +276,7 @@ class DataSet:
     valid: Images
     test: Images
     dropped: int = 0  # exact copies that a folder held and that were left out
+    left_out: str = ""  # what else it held, e.g. "3 .heic, 1 damaged"
 
     @property
     def splits(self) -> dict[str, Images]:
@@ -275,7 +286,7 @@ class DataSet:
     def __repr__(self):
         sizes = ", ".join(f"{len(images):,} {split}" for split, images in self.splits.items())
         kind = f"{self.levels} levels{' (training images binarised anew each time)' if self.train.dynamic else ''}"
-        dropped = f"; {self.dropped:,} exact copies dropped" if self.dropped else ""
+        dropped = f"; {self.dropped:,} exact copies dropped" * bool(self.dropped) + f"; left out: {self.left_out}" * bool(self.left_out)
         return f"{self.name}: {sizes}; {self.image_shape}, {kind}, {len(self.classes)} class{'es' * (len(self.classes) != 1)}{dropped}"
 
 # %% ../nbs/02_data.ipynb #faaa611f
@@ -294,6 +305,8 @@ class Batches:
         k: int | None = None,  # keys (k, b): k batches for one iteration, e.g. k critic steps
         workers: int | None = None,  # processes that decode streamed images; one less than there are cores, at most 8
     ):
+        if not hasattr(images, "from_key"):
+            raise GenbookError(f"images: {type(images).__name__} is no split of a data set; allowed: ds.train, or as_images(x, y)")
         self.images = images if device is None else images.to(find_device(device))
         self.shape = (*([] if k is None else [_positive("k", k)]), _positive("batch_size", batch_size))
         self.step, (self.rank, self.processes) = math.prod(self.shape), process_rank()  # images a key
@@ -356,24 +369,31 @@ def _share(batches, idx):
 
 def _stream(batches):
     "The same order, read ahead by worker processes; the state counts what was handed out, not what was read."
-    from torch.utils.data import DataLoader
-
     device = batches.images.y.device
-    on_host = batches.images.to("cpu")
-    loader = DataLoader(
-        on_host,
-        batch_sampler=(_share(batches, idx).flatten().tolist() for *_, idx in _walk(batches)),
-        collate_fn=_collate,
-        num_workers=batches.workers,
-        pin_memory=device.type == "cuda",
-        generator=torch.Generator(),  # its own: making an iterator must not move the generator of the run
-    )
-    for (batches.epoch, batches.pos, _), records in zip(_walk(batches), loader, strict=False):  # noqa: B020
+    for (batches.epoch, batches.pos, _), records in zip(_walk(batches), _ahead(batches), strict=False):  # noqa: B020
         if isinstance(records, str):
             raise GenbookError(records)
-        yield records.to(device, non_blocking=True).view(*batches.shape[:-1], batches.shape[-1] // batches.processes, -1)
+        records = torch.from_numpy(records).to(device)
+        yield records.view(*batches.shape[:-1], batches.shape[-1] // batches.processes, -1)
+
+
+def _ahead(batches):
+    "Records of all keys; by this process alone where the system has no room for workers."
+    from torch.utils.data import DataLoader
+
+    def start(workers):
+        order = (_share(batches, idx).flatten().tolist() for *_, idx in _walk(batches))
+        own = torch.Generator()  # making an iterator must not move the generator of the run
+        return iter(DataLoader(on_host, batch_sampler=order, collate_fn=_collate, num_workers=workers, generator=own))
+
+    on_host = batches.images.to("cpu")
+    try:
+        return start(batches.workers)
+    except OSError as e:
+        warnings.warn(f"pictures are read without worker processes ({e})", stacklevel=2)
+        return start(0)
 
 
 def _collate(records):
-    "Stack records, or pass the first message on: an exception would arrive as the text of a traceback."
-    return next((r for r in records if isinstance(r, str)), None) or torch.stack(records)
+    "Stack records, or pass the first message on. Arrays go through pipes; tensors would need shared memory, of which a container may have next to none."
+    return next((r for r in records if isinstance(r, str)), None) or torch.stack(records).numpy()

@@ -24,9 +24,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .core import GenbookError, assets, check_choice, project_root
+from .core import GenbookError, assets, check_choice, folder_of, project_root
 from .data import DataSet, Images, Streamed, _binarize, split_indices
-from .pictures import RESIDENT_BYTES, SUFFIXES, _digests, _file_digests, _first, _read_images, resize
+from .pictures import _digests, _first, _read_images, _shown, check_enough, counted, find_pictures, read_folder, resize, stratified
 
 # %% ../nbs/03_datasets.ipynb #018ab32f
 CLASSES = {
@@ -131,6 +131,16 @@ class _Source:
     levels: int = 256
     dropped: int = 0  # exact copies left out
     files: list[Path] | None = None
+    part: Tensor | None = None  # of a folder of one's own: where its folders put each image, as for `stratified`
+    left_out: str = ""  # what else a folder holds
+
+    def split(self, n_valid, seed):
+        "Indices of the training, validation and test images."
+        if self.part is None:
+            return split_indices(len(self.y), self.n_valid if n_valid is None else n_valid, self.n_test, seed, self.official)
+        if n_valid is not None and (self.part == 1).any():
+            raise GenbookError(f"n_valid: {n_valid!r}, but this folder has {(self.part == 1).sum():,} validation images; leave n_valid out")
+        return stratified(self.y, self.part, self.n_valid if n_valid is None else n_valid, self.n_test, seed)
 
 
 def _digits(root):
@@ -192,29 +202,15 @@ def _cifar10(root):
     )
 
 # %% ../nbs/03_datasets.ipynb #2ed2b559
-def _pictures(where, name):
-    "The image files below `where`, and the subfolder that each is in; raises `GenbookError` where there are none."
-    found = sorted(
-        p for p in where.rglob("*") if p.suffix.lower() in SUFFIXES and not any(s.startswith(".") for s in p.relative_to(where).parts)
-    )
-    if not found:
-        raise GenbookError(f"data: {name!r} holds no images: looked for {', '.join(SUFFIXES)} below {where}")
-    parts = [p.relative_to(where).parts for p in found]
-    return found, [p[0] if len(p) > 1 else where.name for p in parts]
-
-
-def _folder(where, name, size, stream):
-    "All images below `where`, exact copies dropped."
-    found, labels = _pictures(where, name)
-    classes = tuple(sorted(set(labels)))
-    y = torch.tensor([classes.index(label) for label in labels])
-    if stream is None:
-        stream = len(found) * 3 * size**2 > RESIDENT_BYTES
-    x = None if stream else _read_images(found, size)
-    keep = sorted(_first(_file_digests(found) if stream else _digests(x)))
-    n = len(keep)
-    source = _Source(None, y[keep], classes, min(10_000, n // 6), False, min(5000, n // 12), dropped=len(found) - n)
-    source.files, source.x = [found[i] for i in keep], None if stream else x[torch.tensor(keep)]
+def _folder(where, name, size, stream, skip, own):
+    "All different pictures below `where`; those of one's own are split by class."
+    found, x, dropped = read_folder(where, size, stream, skip)
+    if own:
+        check_enough(found.part, name)
+    n, classes = len(found.files), {label: i for i, label in enumerate(sorted(set(found.labels)))}
+    y = torch.tensor([classes[label] for label in found.labels], dtype=torch.int64)
+    source = _Source(x, y, tuple(classes), min(10_000, max(1, n // 6)), False, min(5000, max(1, n // 12)), dropped=dropped)
+    source.files, source.part, source.left_out = found.files, found.part if own else None, counted(found.left_out)
     return source
 
 # %% ../nbs/03_datasets.ipynb #14a56d6c
@@ -239,12 +235,12 @@ def _fit(source, size, pad):
 # %% ../nbs/03_datasets.ipynb #60fa27cc
 def _place(name, root):
     "Where the pictures of a data set are that is a folder; None for one that is not, raises `GenbookError` for an unknown name."
-    if isinstance(name, str) and name.startswith("folder:"):
-        path = Path(name.removeprefix("folder:")).expanduser()
+    if own := folder_of(name):
+        path = own[0]
         places = [path] if path.is_absolute() else [Path.cwd() / path, data_root(root) / path]
         where = next((p for p in places if p.is_dir()), None)
         if where is None:
-            raise GenbookError(f"data: {name!r} is not there: looked for a folder of images at {' and at '.join(map(str, places))}")
+            raise GenbookError(f"data: {name!r} is not there: looked for a folder of images at {_shown(' and at '.join(map(str, places)))}")
         return where
     where = data_root(root) / "cats64"
     if check_choice("data", name, [*NAMES, "folder:PATH"]) != "cats64":
@@ -254,10 +250,13 @@ def _place(name, root):
     return where
 
 
-def _source(name, root, size, stream):
+def _source(name, root, size=None, stream=None, skip=False):
     "Read a data set by name."
     if where := _place(name, root):
-        return _folder(where, name, size or 64, stream)
+        own = folder_of(name)
+        return _folder(where, name, size or 64, stream, skip or own is not None and own[1], own is not None)
+    if skip:
+        raise GenbookError(f"skip_damaged: {name!r} has checksums; allowed for folder:PATH")
     if name in ("mnist-mini", "fashion-mini"):
         return _mini(name)
     return {"digits": _digits, "mnist": _mnist, "fashion": _fashion, "cifar10": _cifar10}[name](data_root(root))
@@ -273,6 +272,7 @@ def load(
     seed: int = 0,  # of splits and binarisation
     root: str | os.PathLike | None = None,  # where the data are, see `data_root`
     stream: bool | None = None,  # leave the training images of a folder in their files; None: where they need over `RESIDENT_BYTES`
+    skip_damaged: bool = False,  # leave out what cannot be read of a folder, as folder-skip-damaged:PATH does
 ) -> DataSet:
     """Read, check, resize, split and binarise a data set.
 
@@ -280,22 +280,21 @@ def load(
     _check_size(size)
     base, suffix = _plain(name)
     if suffix:
-        return replace(load(base, size=size, pad=pad, binarize=suffix, n_valid=n_valid, seed=seed, root=root), name=name)
+        return replace(load(base, size=size, pad=pad, binarize=suffix, n_valid=n_valid, seed=seed, root=root, stream=stream), name=name)
     if binarize is not None:
         check_choice("binarize", binarize, ["static", "dynamic"])
-    source = _source(name, root, size, stream)
+    source = _source(name, root, size, stream, skip_damaged)
     if source.files is None:
         _fit(source, size, pad)
     elif pad:
         raise GenbookError(f"pad: images of a folder are cropped and resized, not padded; leave pad out for {name!r}")
-    index = split_indices(len(source.y), source.n_valid if n_valid is None else n_valid, source.n_test, seed, source.official)
-    parts = [_part(source, idx, size, binarize, seed, part) for part, idx in enumerate(index)]
-    return DataSet(name, parts[0].levels, source.classes, parts[0].image_shape, *parts, dropped=source.dropped)
+    parts = [_part(source, idx, size, binarize, seed, part) for part, idx in enumerate(source.split(n_valid, seed))]
+    return DataSet(name, parts[0].levels, source.classes, parts[0].image_shape, *parts, dropped=source.dropped, left_out=source.left_out)
 
 
 def _plain(name):
     "The name of a data set without how it is binarised, and that."
-    base, _, suffix = name.rpartition("-") if isinstance(name, str) and not name.startswith("folder:") else ("", "", "")
+    base, _, suffix = name.rpartition("-") if isinstance(name, str) else ("", "", "")
     return (base, suffix) if base in NAMES and suffix in ("static", "dynamic") else (name, None)
 
 
@@ -321,6 +320,7 @@ class Outline(NamedTuple):
     levels: int  # number of values that a pixel can take
     classes: int
     embedded: bool  # is there nothing to fetch?
+    sizes: tuple[int, int, int] | None = None  # images to train, to validate and to test, of a folder of one's own
 
 
 def outline(
@@ -333,7 +333,10 @@ def outline(
     _check_size(size)
     base, binarized = _plain(name)
     if where := _place(base, root):
-        return Outline((3, size or 64, size or 64), 2 if binarized else 256, len(set(_pictures(where, name)[1])), False)
+        if folder_of(name):
+            ds = load(name, size=size, root=root)
+            return Outline(ds.image_shape, ds.levels, len(ds.classes), False, tuple(map(len, ds.splits.values())))
+        return Outline((3, size or 64, size or 64), 2 if binarized else 256, len(set(find_pictures(where).labels)), False)
     channels, native = {"digits": (1, 8), "cifar10": (3, 32)}.get(base, (1, 28))
     if base == "cifar10":
         _cifar10_folder(data_root(root))

@@ -6,15 +6,17 @@
 __all__ = ['CATS', 'download']
 
 # %% ../nbs/14_download.ipynb #d0wn10a2
+import filecmp
 import hashlib
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 
-from .core import GenbookError, check_choice
-from .datasets import EMBEDDED, MD5, NAMES, _missing, _source, data_root
+from .core import GenbookError, check_choice, folder_of
+from .datasets import EMBEDDED, NAMES, _missing, _source, data_root
 from .pictures import SUFFIXES
 
 # %% ../nbs/14_download.ipynb #fc54315e
@@ -30,20 +32,24 @@ def download(
     root: str | os.PathLike | None = None,  # where to, see `data_root`
 ) -> str:  # one line that says what is where
     "Fetch a data set unless it is there and sound. Raises `GenbookError` when it is unknown or cannot be fetched."
-    if isinstance(name, str) and name.startswith("folder:"):
+    if folder_of(name):
         raise GenbookError(f"data: {name!r} is a folder of your own; there is nothing to fetch")
     check_choice("data", name, NAMES)
     root = data_root(root)
     if name in EMBEDDED:
         where = "scikit-learn" if name == "digits" else "genbook"
-        return f"{name}: {len(_source(name, root, None, None).y):,} images come with {where}; there is nothing to fetch"
+        return f"{name}: {len(_source(name, root).y):,} images come with {where}; there is nothing to fetch"
     try:
         return f"{_state(name, root)}, already there"
     except GenbookError:
         pass
     try:
         root.mkdir(parents=True, exist_ok=True)
-        _fetch(name, root)
+        with tempfile.TemporaryDirectory(dir=root, prefix=f".{name}-") as tmp:
+            _fetch(name, Path(tmp))
+            _state(name, Path(tmp))  # is it the right one?
+            for path in Path(tmp).iterdir():
+                _move(path, root / path.name)
     except (OSError, RuntimeError, ValueError) as e:
         raise GenbookError(f"data: {name!r} could not be fetched into {root}: {' '.join(str(e).split()) or type(e).__name__}") from None
     return f"{_state(name, root)}, fetched"
@@ -52,43 +58,52 @@ def download(
 def _state(name, root):
     "One line if the data set is there and sound, `GenbookError` otherwise."
     if name != "cats64":
-        return f"{name}: {len(_source(name, root, None, None).y):,} images in {root}"
+        return f"{name}: {len(_source(name, root).y):,} images in {root}"
     n = sum(p.suffix.lower() in SUFFIXES for p in (root / "cats64").rglob("*"))
     if not n:
         raise _missing(name, "a folder of images", root / "cats64")
     return f"{name}: {n:,} files in {root / 'cats64'}"
 
 # %% ../nbs/14_download.ipynb #894d1e0b
+def _move(new, place):
+    "Rename a file or folder to its place; what is there under its name is kept beside it."
+    if new.is_dir() and place.is_dir():
+        for path in new.iterdir():
+            _move(path, place / path.name)
+        return
+    if place.is_file() and filecmp.cmp(new, place, shallow=False):
+        return
+    if place.exists() or place.is_symlink():
+        place.replace(place.with_name(f"{place.name}.old"))
+    new.replace(place)
+
+
 def _fetch(name, root):
-    "Download by name."
+    "Download by name into an empty folder."
     if name == "cats64":
         return _fetch_cats(root)
     from torchvision import datasets
 
-    if name == "cifar10":  # torchvision checks what is there and fetches it again if need be
-        return datasets.CIFAR10(root, download=True)
-    folder = {"mnist": "MNIST/raw", "fashion": "FashionMNIST/raw"}[name]
-    for file, md5 in MD5[folder].items():  # torchvision takes any file of that name for the right one: a damaged one goes first
-        path = root / folder / file
-        if path.is_file() and hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest() != md5:
-            path.unlink()
-    return {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST}[name](root, download=True)
+    {"mnist": datasets.MNIST, "fashion": datasets.FashionMNIST, "cifar10": datasets.CIFAR10}[name](root, download=True)
+    for archive in root.rglob("*.gz"):  # unpacked beside it
+        archive.unlink()
 
 
 def _fetch_cats(root):
-    "Archive to a temporary folder beside its place, check, rename."
+    "The archive, checked and unpacked."
     from torchvision.datasets.utils import extract_archive
 
-    with tempfile.TemporaryDirectory(dir=root, prefix=".cats64-") as tmp:
-        archive = Path(tmp) / "cats.zip"
-        torch.hub.download_url_to_file(CATS["url"], str(archive))
-        extract_archive(archive, tmp)
-        folders = list(Path(tmp).glob("*/cats"))
-        files = sorted(folders[0].iterdir()) if folders else []
-        digest = hashlib.sha256()
-        for file in files:
-            digest.update(file.read_bytes())
-        if (len(files), digest.hexdigest()) != (CATS["files"], CATS["sha256"]):
-            raise GenbookError(f"the archive of {CATS['url']} holds other files than it should ({len(files):,} of {CATS['files']:,})")
-        (root / "cats64").mkdir(exist_ok=True)
-        folders[0].rename(root / "cats64" / "cats")
+    archive = root / "cats.zip"
+    torch.hub.download_url_to_file(CATS["url"], str(archive))
+    extract_archive(archive, root)
+    archive.unlink()
+    folders = list(root.glob("*/cats"))
+    files = sorted(folders[0].iterdir()) if folders else []
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    if (len(files), digest.hexdigest()) != (CATS["files"], CATS["sha256"]):
+        raise GenbookError(f"the archive of {CATS['url']} holds other files than it should ({len(files):,} of {CATS['files']:,})")
+    (root / "cats64").mkdir()
+    folders[0].rename(root / "cats64" / "cats")
+    shutil.rmtree(folders[0].parent)

@@ -31,9 +31,9 @@ def check_image_shape(
     image_shape: tuple[int, int, int],  # (c, h, w)
 ) -> tuple[int, int, int]:  # the same, as a tuple
     "Raise `GenbookError` unless `image_shape` is (channels, height, width), each at least 1."
-    shape = tuple(image_shape)
-    if len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
-        raise GenbookError(f"image_shape: {shape} is not (channels, height, width), three whole numbers of at least 1")
+    shape = tuple(image_shape) if isinstance(image_shape, tuple | list) else image_shape
+    if not isinstance(shape, tuple) or len(shape) != 3 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in shape):
+        raise GenbookError(f"image_shape: {shape!r} is not (channels, height, width), three whole numbers of at least 1")
     return shape
 
 # %% ../nbs/05_nn.ipynb #d9c6307f

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from .core import GenbookError, check_choice
+from .core import GenbookError, check_choice, check_number
 
 # %% ../nbs/09_optim.ipynb #bc6636f8
 def constant() -> Callable[[Tensor], Tensor]:  # it -> 1
@@ -134,9 +134,7 @@ class KLWeight(nn.Module):
 
     def __init__(self, beta: float = 1.0):
         super().__init__()
-        if beta < 0:
-            raise GenbookError(f"beta: {beta} is negative; allowed: 0 or more")
-        self.beta = beta
+        self.beta = check_number("beta", beta, zero=True)
 
     def weight(self, it: Tensor) -> Tensor:  # scalar
         "The weight at iteration `it`."
@@ -157,7 +155,7 @@ class RampWeight(KLWeight):
 
     def __init__(self, steps: int = 10_000, beta: float = 1.0):
         super().__init__(beta)
-        self.steps = steps
+        self.steps = check_number("steps", steps, zero=True)
 
     def weight(self, it: Tensor) -> Tensor:
         return self.beta * (it / max(self.steps, 1)).clamp(max=1.0)
@@ -168,7 +166,7 @@ class CyclicalWeight(KLWeight):
 
     def __init__(self, period: int = 10_000, ramp: float = 0.5, beta: float = 1.0):
         super().__init__(beta)
-        self.period, self.ramp = period, ramp
+        self.period, self.ramp = check_number("period", period), check_number("ramp", ramp)
 
     def weight(self, it: Tensor) -> Tensor:
         return self.beta * ((it % self.period) / (self.ramp * self.period)).clamp(max=1.0)
@@ -179,7 +177,7 @@ class CosineCyclicalWeight(KLWeight):
 
     def __init__(self, warmup: int = 1_000, period: int = 10_000, beta: float = 1.0):
         super().__init__(beta)
-        self.warmup, self.period = warmup, period
+        self.warmup, self.period = check_number("warmup", warmup, zero=True), check_number("period", period)
 
     def weight(self, it: Tensor) -> Tensor:
         t = ((it - self.warmup) % self.period) / self.period
@@ -249,9 +247,12 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     "An optimiser whose learning rate is a tensor on the parameters' device, ready for graph capture."
     check_choice("optimizer", name, OPTIMIZERS)
-    if not lr > 0:
-        raise GenbookError(f"lr: {lr} is not positive")
+    check_number("lr", lr), check_number("weight_decay", weight_decay, zero=True)
+    for i, beta in enumerate(betas, 1):
+        check_number(f"beta{i}", beta, 1, zero=True)
     params = [p for p in params if p.requires_grad]
+    if not params:
+        raise GenbookError("model: none of its parameters wants a gradient, so there is nothing to train")
     dev = params[0].device
     kwargs = {"lr": torch.tensor(float(lr), device=dev), "weight_decay": weight_decay}
     if name.startswith("ada"):
@@ -271,9 +272,7 @@ class EMA:
         model: nn.Module,  # whose trained parameters are averaged
         decay: float = 0.999,  # d, after warm-up
     ):
-        if not 0 < decay < 1:
-            raise GenbookError(f"ema: {decay} is not between 0 and 1")
-        self.decay = decay
+        self.decay = check_number("ema", decay, 1)
         self.params = [p for p in model.parameters() if p.requires_grad]
         self.avg = [p.detach().clone() for p in self.params]
 

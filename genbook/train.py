@@ -10,7 +10,9 @@ import math
 import os
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -21,28 +23,42 @@ from .core import GenbookError, process_rank
 from .data import Images
 from .devices import gather, meet, share
 from .history import EarlyStopping, History, load_checkpoint, rng_state, save_checkpoint, set_rng_state
-from .steps import Step, preserved_rng
+from .nn import check_size
+from .steps import Step, check_images, preserved_rng
 
 # %% ../nbs/12_train.ipynb #f12735f9
 class Stream:
     "Endless batches of any iterable of x or (x, y), which is begun anew when it ends. Its order has no state."
 
-    def __init__(self, source: Iterable):  # of x or (x, y)
-        self.source = source
+    def __init__(
+        self,
+        source: Iterable,  # of x or (x, y)
+        check: Callable[[Tensor, Tensor | None], None] | None = None,  # looks at the first images and labels
+    ):
+        self.source, self.check = source, check
+        self.recent = deque(maxlen=20)  # the newest batches, from which `Step.eval_model` takes statistics
 
     def __iter__(self) -> Iterator:
         while True:
             empty = True
             for batch in self.source:
                 empty = False
+                self.recent.append(batch)
                 yield batch
             if empty:
                 raise GenbookError("batches: the iterable has ended and gives nothing more; a list or a DataLoader can be begun anew")
 
     def fetch(self, key: Any) -> tuple[Tensor, Tensor | None]:
         "The images and labels of a batch."
-        x, y = key if isinstance(key, tuple | list) else (key, None)
-        return x, y
+        if not isinstance(key, tuple | list):
+            key = key, None
+        if len(key) != 2 or not isinstance(key[0], Tensor):
+            kinds = ", ".join(type(part).__name__ for part in key)
+            raise GenbookError(f"batches: a batch of ({kinds}); allowed: a tensor of images, or that and a tensor of labels")
+        if self.check is not None:
+            self.check(*key)
+            self.check = None
+        return tuple(key)
 
 
 def endless(
@@ -53,12 +69,20 @@ def endless(
     if not isinstance(step, Step):
         raise GenbookError(f"step: {type(step).__name__} is not a Step; allowed: Step(model, lr=...)")
     if hasattr(batches, "fetch"):
+        if hasattr(batches, "images"):
+            check_images(step.model, batches.images)
         return batches
     if isinstance(batches, Images):
         raise GenbookError("batches: Images have no order and no size of a batch; allowed: Batches(images, batch_size)")
     if not isinstance(batches, Iterable):
         raise GenbookError(f"batches: {type(batches).__name__} cannot be iterated; allowed: Batches, a DataLoader, an iterable of (x, y)")
-    return Stream(batches)
+    return Stream(batches, partial(_check_first, step))
+
+
+def _check_first(step, x, y):
+    "The first images of a stream are looked at; later ones are not, since that would stop a GPU at every step."
+    if step.times == 1 or len(x) == step.times:
+        check_images(step.model, x if step.times == 1 else x[0], y if step.times == 1 or y is None else y[0])
 
 # %% ../nbs/12_train.ipynb #c16449a9
 class Eager:
@@ -149,6 +173,7 @@ def fit(
 
     A training that is interrupted leaves its history in `step.history`."""
     batches = endless(step, batches)
+    _check_fit(step, steps, every, log_every, valid, stop)
     start, history, path = _begin(step, batches, stop, run, name, steps, log)
     iteration, bar, began = Iteration(step, batches, capture), _bar(steps, start, name, progress), _Clock(history)
     ended = steps if stop is None or stop.bad < stop.patience else start
@@ -169,6 +194,25 @@ def fit(
     bar.close()
     history.close()
     return history if stop is None else stop.restore(step) or history
+
+# %% ../nbs/12_train.ipynb #0720a2c1
+def _check_fit(step, steps, every, log_every, valid, stop):
+    "Raise `GenbookError` for counts that are none and a stopper that nothing is shown; warn of schedules that end too late."
+    for name, value in {"steps": steps, "every": every, "log_every": log_every}.items():
+        check_size(name, value)
+    if stop is not None and valid is None:
+        raise GenbookError(f"stop: early stopping watches {stop.monitor!r}, but there is no validation; allowed: fit(..., valid=...)")
+    total, shown = step.planned or steps, []
+    its = [torch.tensor(it, device=step.device) for it in sorted({i * (total - 1) // 63 for i in range(64)})]
+    for name, part in step.parts.items():
+        if not hasattr(part.schedule, "observe"):
+            shown.append((f"the learning rate of {name}", part.schedule, 1.0))
+    if hasattr(step.model, "kl_weight"):
+        shown.append(("the weight of the KL divergence", step.model.kl_weight, getattr(step.model.kl_weight, "beta", 1.0)))
+    for what, schedule, top in shown:
+        values = [float(schedule(it)) for it in its]
+        if max([0.0, *values[:-1]]) < values[-1] < 0.9 * top:
+            warnings.warn(f"schedule: {what} is still rising at the last of {total:,} steps: {values[-1]:.3g} of {top:g}", stacklevel=3)
 
 # %% ../nbs/12_train.ipynb #a0c89eeb
 class _Clock:

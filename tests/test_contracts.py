@@ -22,7 +22,7 @@ from genbook.measure.distances import label_accuracy
 from genbook.measure.judge import classifier
 from genbook.measure.likelihood import evaluate
 from genbook.measure.protocol import protocol
-from genbook.steps import Step
+from genbook.steps import Step, parts_of
 from genbook.train import fit, mean_loss
 
 
@@ -244,3 +244,23 @@ def test_codes_that_are_none_get_one_line():
         Codes(torch.zeros(5, 1, 1), levels=4)
     with pytest.raises(GenbookError, match="x: uint8"):
         Images(torch.zeros(5, 1, 8, 8, dtype=torch.int64), torch.zeros(5))
+
+
+@pytest.mark.parametrize("family", zoo.FAMILIES)
+def test_a_model_that_is_called_gives_the_terms_of_its_loss(family, digits):
+    "`model(x, y)` means the same for all: what `loss` gives; of two players both, by the name of the part."
+    build, known = next(entry for name, entry in zoo.entries().items() if entry.build.__module__ == zoo.FAMILIES[family][0])
+    model = build((1, 8, 8), levels=17, **known)
+    x, y = digits.train.float(slice(0, 8))
+    if hasattr(model, "adapt"):
+        model.adapt(x)
+    torch.manual_seed(1)
+    got = model(x, y)
+    torch.manual_seed(1)
+    wanted = {part: getattr(model, loss)(x, y) for part, (_, loss) in parts_of(model).items()}
+    assert set(got) == set(wanted) if len(wanted) > 1 else type(got) is type(wanted["model"])
+    for terms, again in zip(got.values() if len(wanted) > 1 else [got], wanted.values(), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(terms, again, strict=True)) and terms.total.shape == (8,)
+    if len(wanted) == 1:
+        got.total.mean().backward()
+        assert any(p.grad is not None and p.grad.any() for p in model.parameters())

@@ -300,7 +300,7 @@ def test_streaming_gives_the_resident_batches(folder, k):
 
 
 def test_large_folders_are_streamed_by_themselves(folder, monkeypatch):
-    monkeypatch.setattr(datasets, "RESIDENT_BYTES", 80 * 3 * 16 * 16)
+    monkeypatch.setattr(pictures, "RESIDENT_BYTES", 80 * 3 * 16 * 16)
     assert isinstance(load(f"folder:{folder}", size=16).train, Images)
     ds = load(f"folder:{folder}", size=17, binarize="dynamic")
     assert isinstance(ds.train, data.Streamed) and isinstance(ds.test, Images)
@@ -475,6 +475,44 @@ def test_download_mnist_repairs_what_is_damaged(mnist, served, tmp_path, monkeyp
     load("mnist", root=root, n_valid=10)
     monkeypatch.setattr(MNIST, "mirrors", [url + "nothing/"])
     one_line(lambda: download("mnist", tmp_path / "other"), "could not be fetched", tmp_path / "other")
+
+
+def test_own_files_under_the_names_of_mnist_stay(mnist, tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    own = tmp_path / "own"
+    for name in datasets.MD5["MNIST/raw"]:
+        (own / "MNIST/raw").mkdir(parents=True, exist_ok=True)
+        (own / "MNIST/raw" / name).write_text(f"my {name}")
+    before = tree(own)
+    monkeypatch.setattr(MNIST, "mirrors", ["http://127.0.0.1:9/"])  # nobody answers
+    one_line(lambda: download("mnist", own), "'mnist' could not be fetched", own)
+    assert {p: v[1:] for p, v in tree(own).items() if p.is_file()} == {p: v[1:] for p, v in before.items() if p.is_file()}
+    assert [p.name for p in own.iterdir()] == ["MNIST"]  # nothing half done is left
+
+
+def test_what_a_download_replaces_is_kept_beside_it(mnist, served, tmp_path, monkeypatch):
+    from torchvision.datasets import MNIST
+
+    folder, url = served
+    contents = {path.name: path.read_bytes() for path in (mnist / "MNIST/raw").iterdir()}
+    resources = []
+    for name, content in contents.items():
+        packed = datasets.gzip.compress(content)
+        (folder / f"{name}.gz").write_bytes(packed)
+        resources.append((f"{name}.gz", md5(packed)))
+    monkeypatch.setattr(MNIST, "resources", resources)
+    monkeypatch.setattr(MNIST, "mirrors", [url])
+    raw = tmp_path / "own/MNIST/raw"
+    raw.mkdir(parents=True)
+    first, second, *rest = contents
+    (raw / first).write_text("mine")
+    (raw / second).write_bytes(contents[second])
+    assert download("mnist", tmp_path / "own").endswith("fetched")
+    assert {p.name: p.read_bytes() for p in raw.iterdir()} == contents | {f"{first}.old": b"mine"}
+    monkeypatch.setitem(datasets.MD5, "MNIST/raw", {name: "0" * 32 for name in contents})  # what comes is not what was asked for
+    one_line(lambda: download("mnist", tmp_path / "own"), "could not be fetched", "truncated or damaged")
+    assert {p.name: p.read_bytes() for p in raw.iterdir()} == contents | {f"{first}.old": b"mine"}
 
 
 def test_download_cifar10(cifar_pickles, served, tmp_path, monkeypatch):

@@ -8,11 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from genbook import create_model
+from genbook.core import GenbookError
 from genbook.data import Batches, Images
 from genbook.datasets import load
-from genbook.optim import cosine
-from genbook.steps import Step
+from genbook.history import EarlyStopping
+from genbook.optim import KL_SCHEDULES, OPTIMIZERS, cosine, make_optimizer
+from genbook.steps import Part, Step, Train
 from genbook.train import fit, mean_loss
 
 Loss = namedtuple("Loss", "total rec")
@@ -145,3 +149,160 @@ def test_statistics_are_of_whole_batches(images, n):
     fit(step, Batches(some, 64), 3, progress=False)
     model = step.eval_model(Batches(some, 64))
     assert model.net[2].num_batches_tracked == n // 64 and (model.net[2].running_var != 1).all()
+
+
+# ---- what people give to a training that does not fit
+
+
+def refused(f, *words):
+    "`f` raises `GenbookError` with one line that contains all `words`."
+    with pytest.raises(GenbookError) as error:
+        f()
+    assert "\n" not in str(error.value) and all(word in str(error.value) for word in words), error.value
+
+
+def vae(**how):
+    return create_model("vae_mlp", **{"image_shape": (1, 8, 8), "levels": 17, "width": 8, "zdim": 2} | how)
+
+
+def go(data, model=None, **how):
+    return fit(Step(model or vae(), device="cpu"), data, **{"steps": 2, "progress": False} | how)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda x: 2 * x - 1, "images: values from -1 to 1; allowed: 0 to 1"),
+        (lambda x: 16 * x, "images: values from 0 to 16; allowed: 0 to 1"),
+        (lambda x: x * float("nan"), "values from nan to nan"),
+        (lambda x: (255 * x).byte(), "torch.uint8"),
+        (lambda x: x[..., 1:], "shape (1, 8, 7), but the model was made for (1, 8, 8)"),
+        (lambda x: x[:, 0], "shape (8, 8), but the model was made for (1, 8, 8)"),
+        (lambda x: x * 0.97, "values between the 17 levels"),
+    ],
+)
+def test_batches_that_hold_no_images_of_the_model(change, words, images):
+    x, y = images.float(slice(0, 64))
+    model = vae(likelihood="discretized_logistic") if "levels" in words else vae()
+    refused(lambda: go(DataLoader(TensorDataset(change(x), y), batch_size=16), model), words)
+    refused(lambda: go([change(x)], model), words)
+
+
+def test_levels_shapes_and_labels_that_differ_from_the_model(images):
+    refused(lambda: go(Batches(images, 16), vae(levels=256)), "17 levels, but the model was made for 256")
+    refused(lambda: go(Batches(images, 16), vae(image_shape=(1, 16, 16))), "shape (1, 8, 8)", "(1, 16, 16)")
+    x, y = images.float(slice(0, 64))
+    model = create_model("cgan_digits", (1, 8, 8), levels=17, classes=5)
+    refused(lambda: go(Batches(images, 16), model), "y: labels from 0 to 9", "5 classes: 0 to 4")
+    refused(lambda: go([(x, y)], model), "y: labels from 0 to 9")
+
+
+def test_batches_that_are_none(images):
+    x = images.float(slice(0, 64))[0]
+    refused(lambda: go(DataLoader(TensorDataset(x[:0]), batch_size=4)), "gives nothing more")
+    refused(lambda: go([]), "gives nothing more")
+    refused(lambda: go([(x, x, x)]), "a batch of (Tensor, Tensor, Tensor)")
+    refused(lambda: go([{"image": x}]), "a batch of (dict, NoneType)")
+    refused(lambda: go([x.numpy()]), "a batch of (ndarray, NoneType)")
+    refused(lambda: go(Batches(images, 16), steps=0), "steps: 0 is not a whole number of at least 1")
+    refused(lambda: go(Batches(images, 16), steps=2.5), "steps: 2.5")
+    refused(lambda: go(Batches(images, 16), every=0), "every: 0")
+    refused(lambda: go(Batches(images, 16), log_every=-1), "log_every: -1")
+
+
+def test_steps_that_are_none(images):
+    refused(lambda: Step(nn.Linear(2, 2)), "Linear has neither `loss` nor `parts`")
+    refused(lambda: fit(nn.Linear(2, 2), Batches(images, 16), 2), "step: Linear is not a Step")
+    refused(lambda: Step(Net().requires_grad_(False)), "none of its parameters wants a gradient")
+    refused(lambda: Step(Net(), optimizer="adamm"), "optimizer: 'adamm'", "did you mean 'adam")
+    for bad in ({"lr": 0}, {"lr": "1e-3"}, {"lr": float("nan")}, {"clip": 0.0}, {"weight_decay": -1}, {"ema": 1.5}, {"betas": (0.9, 1.0)}):
+        refused(lambda bad=bad: Step(Net(), device="cpu", **bad), "is not ")
+    refused(lambda: Part(Net(), times=0), "times: 0")
+    refused(lambda: make_optimizer([], lr=1e-3), "nothing to train")
+    for name in ("steps", "batch_size", "k", "every", "patience"):
+        for value in (0, -1, 2.5, "9", True):
+            refused(lambda name=name, value=value: Train(**{name: value}), f"{name}: {value!r} is not a whole number of at least 1")
+    for bad in ({"lr": -1}, {"epochs": 0}, {"warmup": -1}, {"clip": 0}, {"gamma": 0}, {"ema": 0}, {"beta1": 1}, {"critic_lr": 0}):
+        refused(lambda bad=bad: Train(**bad), f"{[*bad][0]}: {[*bad.values()][0]} is not")
+    assert set(OPTIMIZERS) and Train(epochs=0.5, warmup=0, weight_decay=0).total(10) == 5
+    for kind, bad in {
+        "linear": {"steps": -1},
+        "cyclical": {"period": 0},
+        "cosine_cyclical": {"warmup": -1},
+        "constant": {"beta": -1},
+    }.items():
+        refused(lambda kind=kind, bad=bad: KL_SCHEDULES[kind](**bad), f"{[*bad][0]}: {[*bad.values()][0]} is not")
+
+
+@pytest.mark.parametrize("shape", [28, 28.0, None, "28", (28, 28), (1, 28.0, 28), (1, 0, 28), [[1], 28, 28], (True, 8, 8)])
+def test_sizes_that_are_none(shape):
+    refused(lambda: vae(image_shape=shape), "image_shape: ", "(channels, height, width)")
+    assert vae(image_shape=[1, 8, 8]).image_shape == (1, 8, 8)
+
+
+def test_the_old_steps_take_what_they_name(images):
+    "`LossStep` and `AdversarialStep` are names of a version ago; a GAN in the first is trained by its parts."
+    from genbook import train as module
+
+    with pytest.warns(DeprecationWarning):
+        loss_step, adversarial = module.LossStep, module.AdversarialStep
+    gan = create_model("gan_digits", (1, 8, 8), levels=17)
+    fit(loss_step(gan, device="cpu"), Batches(images, 16), 2, progress=False)
+    refused(lambda: adversarial(vae(), device="cpu"), "parts: 'critic' is not one of model")
+
+
+# ---- what a training says
+
+
+def test_nothing_to_watch_is_said_before_the_training(images):
+    refused(lambda: go(Batches(images, 16), stop=EarlyStopping()), "watches 'valid/total', but there is no validation")
+    refused(lambda: Train(patience=3).step(create_model("gan_digits", (1, 8, 8)), 10, "cpu"), "patience: 3", "no loss to watch")
+    Train(patience=3).step(vae(), 10, "cpu")
+
+
+def test_schedules_that_end_after_the_training_are_said(images):
+    with pytest.warns(UserWarning, match="weight of the KL divergence is still rising at the last of 6 steps: 0.0025 of 1"):
+        go(Batches(images, 16), vae(kl="linear", kl_args={"steps": 2000}), steps=6)
+    with pytest.warns(UserWarning, match="learning rate of model is still rising at the last of 6 steps: 0.012 of 1"):
+        fit(Step(Net(), schedule=cosine(6, warmup=500), device="cpu"), Batches(images, 16), 6, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        go(Batches(images, 16), vae(kl="linear", kl_args={"steps": 6}), steps=7)
+        go(Batches(images, 16), vae(kl="cyclical", kl_args={"period": 4}), steps=6)
+        step = Train(steps=2000, warmup=500).step(vae(kl="linear", kl_args={"steps": 1000}), 10, "cpu")
+        fit(step, Batches(images, 16), 6, progress=False)  # the beginning of a longer one
+        step = Train(steps=6, warmup=500).step(vae(), 10, "cpu")  # half of all
+        fit(step, Batches(images, 16), 6, progress=False)
+
+
+def test_averages_get_statistics_from_a_loader(images):
+    x, y = images.float(slice(0, 320))
+    step = Step(Net(), lr=1e-3, ema=0.9, device="cpu")
+    loader = DataLoader(TensorDataset(x, y), batch_size=64, shuffle=True)
+    seen = []
+    fit(step, loader, 30, every=10, valid=lambda model: seen.append(model) or {"n": 0.0}, progress=False)
+    rng = torch.get_rng_state()
+    with torch.no_grad():
+        for model in (seen[-1], step.eval_model(loader)):
+            h = model.net[1](x.flatten(1))
+            assert (model.net[2].running_mean - h.mean(0)).abs().max() < 0.1 * h.std(0).max()
+    assert torch.equal(rng, torch.get_rng_state())
+    with pytest.warns(UserWarning, match="averaged weights keep the batch-norm statistics"):
+        step.eval_model()
+
+
+def test_validation_with_a_loader_does_not_disturb_training(images):
+    def trained(every):
+        torch.manual_seed(0)
+        step = Step(Net(), lr=1e-3, ema=0.9, device="cpu")
+        loader = DataLoader(TensorDataset(*images.float(slice(0, 200))), batch_size=64, shuffle=True)
+        fit(step, loader, 20, every=every, valid=lambda model: {"n": 0.0}, progress=False)
+        return step.model.net[1].weight
+
+    assert torch.equal(trained(3), trained(20))
+
+
+def test_the_bar_shows_total_rate_and_time_left(images, capsys):
+    fit(Step(Net(), device="cpu"), Batches(images, 16), 600, log_every=100, name="small")
+    shown = capsys.readouterr().err
+    assert "small" in shown and "/600 [" in shown and "it/s" in shown and "<00:" in shown and "loss " in shown

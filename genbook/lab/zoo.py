@@ -67,6 +67,8 @@ def create_model(
     "Build a model; raises `GenbookError` for an unknown name, image size or argument."
     found = entries()
     build, known = found[check_choice("model", name, sorted(found))]
+    if not isinstance(image_shape, tuple | list):
+        raise GenbookError(f"image_shape: {image_shape!r} is not a tuple; allowed: (channels, height, width)")
     try:
         return build(tuple(image_shape), **(known | config))
     except TypeError as e:

@@ -17,6 +17,7 @@ from torch.distributions import Categorical, MixtureSameFamily, MultivariateNorm
 from ..core import GenbookError, check_choice
 from ..data import Images
 from ..nn import check_image_shape, check_size, decoder, encoder, he_init, squash
+from ..steps import Model
 
 # %% ../../nbs/models/10_ae.ipynb #31ecf28d
 class CodeMixture(nn.Module):
@@ -162,7 +163,7 @@ class AELoss(NamedTuple):
 CODES = 10_000  # training images from whose codes the density learns
 
 
-class Codec(nn.Module):
+class Codec(Model):
     "What follows from an `encode`, an `output` and a `density` of codes."
 
     stages = ("autoencoder", "density")  # of its training, in this order

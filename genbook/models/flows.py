@@ -22,7 +22,7 @@ from ..history import History
 from ..nn import check_size
 from ..optim import KLWeight, RampWeight, lr_schedule
 from ..prob import StandardNormal
-from ..steps import Step
+from ..steps import Model, Step
 from ..train import fit
 
 # %% ../../nbs/models/20_flows.ipynb #8a53591d
@@ -215,7 +215,7 @@ class PlaneLoss(NamedTuple):
     total: Tensor
 
 
-class Flow(nn.Module):
+class Flow(Model):
     "The density of x = f^-1(z), z from `base`: `bijection` takes data to noise."
 
     def __init__(
@@ -285,7 +285,7 @@ class ReverseLoss(NamedTuple):
     total: Tensor  # log p - beta log p*, which is minimised
 
 
-class ReverseKL(nn.Module):
+class ReverseKL(Model):
     "A flow that is fitted to a log-density by @eq-flow-reverse; its loss takes noise from `flow.noise`."
 
     def __init__(

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ..core import GenbookError, check_choice
 from ..nn import Tower, activation, check_image_shape, check_size, squash
 from ..prob import StandardNormal, full_precision
+from ..steps import Model
 
 # %% ../../nbs/models/30_gan.ipynb #99706a50
 class Objective(NamedTuple):
@@ -209,7 +210,7 @@ def init_normal(
                 nn.init.zeros_(m.bias)
 
 # %% ../../nbs/models/30_gan.ipynb #2787d8cc
-class Players(nn.Module):
+class Players(Model):
     "A generator and a critic, what goes between them, and samples. Subclasses give `generator` and `critic`."
 
     generator: nn.Module

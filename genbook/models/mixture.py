@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ..core import GenbookError
 from ..nn import check_image_shape, check_size
 from ..prob import DiscretizedLogistic
+from ..steps import Model
 
 # %% ../../nbs/models/85_mixture.ipynb #3d82d59b
 class Loss(NamedTuple):
@@ -24,7 +25,7 @@ class Loss(NamedTuple):
     bpd: Tensor  # the same in bits per dimension
 
 
-class Mixture(nn.Module):
+class Mixture(Model):
     "A mixture of images with independent pixels."
 
     likelihood_is = "exact"  # `k` draws would change nothing

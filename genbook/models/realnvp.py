@@ -32,6 +32,7 @@ from genbook.image_flows import (
 from ..measure.likelihood import bits_per_dim, iw_bound_from
 from ..nn import check_image_shape, check_size
 from ..prob import StandardNormal
+from ..steps import Model
 
 # %% ../../nbs/models/21_realnvp.ipynb #0c6e6216
 class MultiScale(Bijection):
@@ -113,7 +114,7 @@ class FlowLoss(NamedTuple):
     logq: Tensor  # log q(u|x) of the noise, nats: 0 if it is uniform
 
 
-class Dequantised(nn.Module):
+class Dequantised(Model):
     "P(x) of discrete images from a density of x + u; needs `noise`, `logit`, `flow`, `prior`, `levels`, `zdim`."
 
     def log_density(self, v: Tensor, cond: Tensor | None = None) -> Tensor:  # (b, c, h, w) in [0, 1] -> (b,)

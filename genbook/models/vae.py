@@ -21,6 +21,7 @@ from ..nn import check_image_shape, check_size, decoder, encoder, squash
 from ..optim import kl_schedule
 from ..prob import DiagonalNormal, StandardNormal, full_precision, kl_to_std, log1mexp, n_params
 from ..prob import likelihood as image_likelihood
+from ..steps import Model
 
 # %% ../../nbs/models/11_vae.ipynb #4f975945
 def waterfill(
@@ -106,7 +107,7 @@ class ImageHead(nn.Module):
         return f"{self.name}, levels={self.levels}, out={self.out}, scale={self.scale}"
 
 # %% ../../nbs/models/11_vae.ipynb #657df579
-class LatentModel(nn.Module):
+class LatentModel(Model):
     "What follows from `posterior(x)`, `likelihood(z)` and `prior`: bounds, reconstructions, samples."
 
     def elbo(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:  # (b, c, h, w) -> nats, (b,)
