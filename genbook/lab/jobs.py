@@ -99,14 +99,15 @@ def identity_of(
 # %% ../../nbs/lab/03_jobs.ipynb #d0745697
 def _folder(name):
     "The name of a data set with the whole path of a folder of pictures, and a digest of its files."
-    if not name.startswith("folder:"):
+    kind, _, path = name.partition(":")
+    if kind not in ("folder", "folder-skip-damaged"):
         return name, ""
     from genbook.datasets import data_root
 
-    path = Path(name.removeprefix("folder:")).expanduser()
+    path = Path(path).expanduser()
     places = [Path(os.path.abspath(base / path)) for base in (Path.cwd(), data_root())]  # where the user stands, then where data are
     place = next((p for p in places if p.is_dir()), None)
-    return (f"folder:{place}", fingerprint(place)) if place else (name, "")
+    return (f"{kind}:{place}", fingerprint(place)) if place else (name, "")
 
 
 def fingerprint(
@@ -270,12 +271,12 @@ def _device(job):
         device(name)
 
 
-def _read(name, size, skip):
+def _read(name, size):
     "A data set, or why it cannot be read: that is found once too."
     from genbook.datasets import load
 
     try:
-        return load(name, size=size, **({"skip_damaged": True} if skip else {}))
+        return load(name, size=size)
     except GenbookError as e:
         return e
 
@@ -284,7 +285,7 @@ def _data(job, read):
     "The data set of a run, None where it reads no images."
     if not isinstance(job.params.get("dataset"), str) or not {"size", "train_args"} & set(job.params):
         return None
-    found = read(job.params["dataset"], job.params.get("size"), (job.params.get("train_args") or {}).get("skip_damaged", False))
+    found = read(job.params["dataset"], job.params.get("size"))
     if isinstance(found, GenbookError):
         raise found
     return found
@@ -293,9 +294,9 @@ def _data(job, read):
 def _enough(job, read):
     "Are the data there, whole and enough for what is measured?"
     if (data := _data(job, read)) and family_of(job.notebook) and "model_args" in job.params:
-        from genbook.measure.protocol import check_enough
+        from genbook.measure.protocol import check_sizes
 
-        check_enough(data, (job.params.get("measure_args") or {}).get("samples"))
+        check_sizes(data, (job.params.get("measure_args") or {}).get("samples"))
 
 
 def _model(job, read, notes):

@@ -62,7 +62,8 @@ def load(
     places = [(p, None) for p in (root / "results").glob(f"{experiment or '*'}/*.json")]
     if not kept:
         each = [p for inner in ("*", "*/.previous") for p in runs.glob(f"{experiment or '*'}/{inner}/result.json")]
-        places += [(p, p.parent) for p in each if is_done(p.parent)]
+        ended = lambda folder: read_json(folder / "status.json").get("state", "done") == "done"
+        places += [(p, p.parent) for p in each if ended(p.parent)]
     found, left, changed = [], [], changed_results(root)
     for path, folder in sorted(places):
         result = read_json(path)
