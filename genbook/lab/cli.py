@@ -365,8 +365,9 @@ def report(execute, folder, workers):
 # %% ../../nbs/lab/18_cli.ipynb #831822a4
 def main() -> None:
     "The `genbook` command."
-    if sys.stdout is None:  # closed by who started it
-        sys.stdout = open(os.devnull, "w")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ±

@@ -234,7 +234,7 @@ def lean(
     return nb
 
 # %% ../../nbs/lab/04_launch.ipynb #8d9181a9
-def _kernel_gone(folder, patience=5.0):
+def _kernel_gone(folder, patience=60.0):
     "Wait for the kernel of a start that was killed to notice it; False if it keeps going."
     end = time.time() + patience
     while (held := lock(folder / ".lock")) is None:
@@ -259,9 +259,9 @@ def _section_of(nb, path):
         of[c.get("id")] = section = heading[1] if heading else section
 
     def note(cell, cell_index):
-        status = read_json(path)
-        if of.get(cell.get("id"), "") != status.get("section", ""):
-            write_atomic(path, json.dumps(status | {"section": of[cell["id"]]}) + "\n")
+        status, here = read_json(path), of.get(cell.get("id"), "")
+        if here and here != status.get("section"):
+            write_atomic(path, json.dumps(status | {"section": here}) + "\n")
 
     return note
 
