@@ -207,7 +207,7 @@ def one_notebook_one_module(book):
             if c.exported and not n.module:
                 yield f"{c}: exports, but its notebook has no `#| default_exp`"
     for path in book.modules:
-        if path.name == "__init__.py":
+        if path.name in ("__init__.py", "__main__.py"):
             continue
         name = path.relative_to(book.root)
         header = re.search(r"File to edit: \S*nbs/(\S+)\.ipynb", path.read_text(encoding="utf-8"))

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import sys
+import warnings
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
@@ -22,7 +23,14 @@ from ..core import GenbookError, project_root
 from . import experiments, grid, jobs, launch, show
 
 # %% ../../nbs/lab/18_cli.ipynb #557323f6
-FOLDER = click.Path(path_type=Path, file_okay=False)
+class Place(click.Path):
+    "A path, with ~ as the home folder where no shell has seen to it."
+
+    def convert(self, value, param, ctx):
+        return super().convert(os.path.expanduser(value), param, ctx)
+
+
+FOLDER = Place(path_type=Path, file_okay=False)
 RUNS = click.option("--dir", "folder", type=FOLDER, help="Folder of all runs.  [default: runs/]")
 PARAMS = click.option("-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Another value of a setting.")
 
@@ -74,8 +82,9 @@ def list_(name):
 @click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop a run that takes longer.")
 @click.option("--whole", is_flag=True, help="Execute whole chapters, not only what they train and measure.")
 @click.option("--retry-failed", is_flag=True, help="Only those whose last start failed.")
-@click.option("--force", is_flag=True, help="Repeat runs that are done.")
-def run(names, params, seeds, folder, workers, devices, cluster, time_limit, whole, retry_failed, force):
+@click.option("--force", is_flag=True, help="Repeat runs, those that are done too, from the start.")
+@click.option("--skip-damaged", is_flag=True, help="Leave out pictures of a folder that cannot be read.")
+def run(names, params, seeds, folder, workers, devices, cluster, time_limit, whole, retry_failed, force, skip_damaged):
     """Run experiments; those that are done are skipped, those that were stopped go on.
 
     NAME is an experiment, a suite, or the path of a notebook of your own. What -p may set, `genbook list NAME` shows.
@@ -90,13 +99,15 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, who
     """
     if cluster and devices != 1:
         raise GenbookError(f"--devices: {devices} with --cluster; allowed: 1, since a cluster's worker makes a run on one device")
-    folder = (folder or launch.runs_root()).resolve()
-    todo = _jobs(names, params, _seeds(seeds))
+    folder, notes = (folder or launch.runs_root()).resolve(), {}
+    todo = _jobs(names, _sound(params) if skip_damaged else params, _seeds(seeds))
     if retry_failed:
         todo = [j for j in todo if launch.has_failed(folder / j.experiment / j.id)]
     new = [j for j in todo if force or not launch.is_done(folder / j.experiment / j.id)]
-    if wrong := jobs.mistakes(new, here=not cluster):
+    if wrong := jobs.mistakes(new, here=not cluster, notes=notes):
         raise GenbookError("\n".join(wrong))
+    for note in notes:
+        click.echo(f"genbook: {note}", err=True)
     with grid.cluster(cluster) if cluster else nullcontext() as executor, show.Progress(todo, folder) as progress:
         how = {"workers": workers, "devices": devices, "force": force, "limit": time_limit and 60 * time_limit, "whole": whole}
         outcomes = grid.run_jobs(todo, folder, executor=executor, report=progress, **how)
@@ -109,7 +120,7 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, who
         from genbook.lab import results
 
         found = [r for name in dict.fromkeys(j.experiment for j in todo) for r in results.load(name, folder) if r["folder"] in done]
-        show.print_results(results.summary(found))
+        show.print_comparison(results.summary(found))
     if len(done) < len(outcomes):
         sys.exit(1)
 
@@ -120,6 +131,13 @@ def _seeds(text):
         return [int(s) for s in text.split(",")] if text else None
     except ValueError:
         raise GenbookError(f"--seeds: {text!r} is not a list of whole numbers, e.g. 0,1,2") from None
+
+
+def _sound(params):
+    "Settings whose folder of pictures leaves out the damaged ones."
+    if not any(key == "dataset" and text.startswith("folder:") for key, text in params):
+        raise GenbookError("--skip-damaged: there is no folder of pictures; allowed with -p dataset folder:PATH")
+    return [(key, text.replace("folder:", "folder-skip-damaged:", 1) if key == "dataset" else text) for key, text in params]
 
 
 def _members(names):
@@ -347,11 +365,13 @@ def report(execute, folder, workers):
 # %% ../../nbs/lab/18_cli.ipynb #831822a4
 def main() -> None:
     "The `genbook` command."
-    if sys.stdout is None:  # closed by who started it
-        sys.stdout = open(os.devnull, "w")
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by who started it
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ±
+    warnings.formatwarning = lambda message, *_, **__: f"genbook: {message}\n"
     try:
         cli(prog_name="genbook", standalone_mode=False)
         sys.stdout.flush()
@@ -374,3 +394,7 @@ def _fail(status, *lines):
     for line in lines:
         click.echo(f"genbook: {line}", err=True)
     sys.exit(status)
+
+
+if __name__ == "__main__" and "__file__" in globals():  # python -m genbook.lab.cli
+    main()

@@ -39,7 +39,8 @@ def cells_of(
 ) -> list[dict]:
     "The cells of a notebook; raises `GenbookError` for a file that is none, or truncated."
     try:
-        return [c | {"tags": c.get("metadata", {}).get("tags", [])} for c in json.loads(Path(path).read_text(encoding="utf-8"))["cells"]]
+        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+        return [{"source": ""} | c | {"tags": (c.get("metadata") or {}).get("tags") or []} for c in cells]
     except (ValueError, KeyError, TypeError, AttributeError) as e:
         conflict = " (it holds the marks of a merge)" if "<<<<<<<" in Path(path).read_text(encoding="utf-8", errors="replace") else ""
         raise GenbookError(f"notebook: {path} is not a notebook, or damaged ({type(e).__name__}){conflict}") from None
@@ -55,12 +56,16 @@ def parameters(
         body = ast.parse(source).body
     except SyntaxError as e:
         raise GenbookError(f"notebook: {path}: its parameters are not Python: {e.msg}, line {e.lineno}: {(e.text or '').strip()}") from None
+    except ValueError as e:  # a null byte
+        raise GenbookError(f"notebook: {path}: its parameters are not Python: {e}") from None
     for node in body:
         try:
             name, default = node.target.id, ast.literal_eval(node.value)
         except (AttributeError, ValueError, TypeError):
             line = lines[node.lineno - 1].strip()
             raise GenbookError(f"notebook: {path}: {line!r} is not a parameter; allowed: name: type = value  # meaning") from None
+        if name in found:
+            raise GenbookError(f"notebook: {path}: the parameter {name!r} stands there twice")
         comment = lines[node.end_lineno - 1][node.end_col_offset :].partition("#")[2].strip()
         found[name] = Parameter.of(name, ast.unparse(node.annotation), default, comment)
     return found
@@ -197,36 +202,51 @@ _KINDS = {k: f.type for k, f in Experiment.__dataclass_fields__.items() if k != 
 _BESIDE = ("dataset", "size", "config")
 
 
-def _experiment(where, name, entry, notebook):
-    "The experiments that an entry makes, or `GenbookError`."
+def _checked(where, name, entry):
+    "The settings of an entry and its variants, or `GenbookError`."
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name)) or ".." in str(name):
         raise GenbookError(f"{where}: {name!r} is not a name; allowed: lower-case letters, digits, '.' and '-'")
     if not isinstance(entry, dict):
         raise GenbookError(f"{where}: {name}: {entry!r} is not a table of settings; allowed: {', '.join(_KINDS)}")
     variants, entry = entry.get("variants") or {}, {k: v for k, v in entry.items() if k != "variants"}
-    for key, value in entry.items():
-        if key not in (*_KINDS, *_BESIDE):
-            raise GenbookError(f"{where}: {name}: {key!r} is not one of {', '.join((*_KINDS, *_BESIDE, 'variants'))}{nearest(key, _KINDS)}")
-        if key in _KINDS and not isinstance(value, _KINDS[key]):
-            raise GenbookError(f"{where}: {name}: {key}: {value!r} is a {type(value).__name__}, allowed: {_KINDS[key].__name__}")
+    entry = _tidy(where, name, entry)
     for key, values in entry.get("grid", {}).items():
         if not isinstance(values, list) or not values:
             raise GenbookError(f"{where}: {name}: grid: {key}: {values!r} is not a list of values")
+    if not entry.get("suite", ["x"]):
+        raise GenbookError(f"{where}: {name}: suite: [] is empty")
     if not entry.get("seeds", [0]) or "seed" in entry.get("params", {}) or "seed" in entry.get("grid", {}):
         raise GenbookError(f"{where}: {name}: seeds are a list, seeds: [0, 1, 2], and nothing else sets a seed")
     variants, *others = variants if isinstance(variants, list) and variants else [variants]
     if not all(isinstance(v, dict) for v in (variants, *others)):
         raise GenbookError(f"{where}: {name}: variants: {variants!r} is not a table of names with their settings, or a list of such")
+    return entry, variants, others
+
+
+def _tidy(where, name, table):
+    "Settings, if they are some, those beside `params` in it."
+    for key, value in table.items():
+        if key not in (*_KINDS, *_BESIDE, "variants"):
+            raise GenbookError(f"{where}: {name}: {key!r} is not one of {', '.join((*_KINDS, *_BESIDE, 'variants'))}{nearest(key, _KINDS)}")
+        if key in _KINDS and not isinstance(value, _KINDS[key]):
+            raise GenbookError(f"{where}: {name}: {key}: {value!r} is a {type(value).__name__}, allowed: {_KINDS[key].__name__}")
+    beside, params = {k: table[k] for k in _BESIDE if k in table}, table.get("params", {})
+    if twice := beside.keys() & params:
+        raise GenbookError(f"{where}: {name}: {min(twice)} stands twice, once in params")
+    return {k: v for k, v in table.items() if k not in _BESIDE} | ({"params": beside | params} if beside or params else {})
+
+
+def _experiment(where, name, entry, notebook):
+    "The experiments that an entry makes, or `GenbookError`."
+    entry, variants, others = _checked(where, name, entry)
     if not variants:
-        beside = {k: entry[k] for k in _BESIDE if k in entry}
-        rest = {k: v for k, v in entry.items() if k not in _BESIDE}
-        rest["params"] = beside | entry.get("params", {})
-        return [Experiment(str(name), **({} if "suite" in entry else {"notebook": notebook}) | rest)]
+        return [Experiment(str(name), **({} if "suite" in entry else {"notebook": notebook}) | entry)]
     made = []
     for variant, changes in variants.items():
         changes = changes or {}
         if not isinstance(changes, dict):
             raise GenbookError(f"{where}: {name}: variants: {variant}: {changes!r} is not a table of settings")
+        changes = _tidy(where, f"{name}-{variant}", changes)
         merged = (
             entry | changes | {k: entry.get(k, {}) | changes[k] for k in ("params", "model", "train", "measure", "grid") if k in changes}
         )
@@ -246,9 +266,12 @@ def read_yaml(
     def mapping(loader, node):
         seen = set()
         for key, _ in node.value:
-            if key.value in seen:
-                raise GenbookError(f"experiments: {path}: {key.value!r} stands twice in one table, line {key.start_mark.line + 1}")
-            seen.add(key.value)
+            name, line = key.value, f"line {key.start_mark.line + 1}"
+            if not isinstance(name, str):
+                raise GenbookError(f"experiments: {path}: a key is a list or a table, {line}; allowed: a name")
+            if name in seen:
+                raise GenbookError(f"experiments: {path}: {name!r} stands twice in one table, {line}")
+            seen.add(name)
         loader.flatten_mapping(node)
         return dict(loader.construct_pairs(node))
 
@@ -281,6 +304,7 @@ def load_experiments(
     for e in found.values():
         for other in e.suite:
             check_choice(f"experiments: {e.name}: suite", other, found)
+    for e in found.values():
         members(e, found)
     return found
 

@@ -8,15 +8,20 @@ __all__ = ['LIVES', 'run_jobs', 'cluster', 'progress_of']
 # %% ../../nbs/lab/05_grid.ipynb #862cdd85
 import json
 import os
+import re
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
-from contextlib import contextmanager
-from multiprocessing import get_context
+from contextlib import contextmanager, nullcontext
+from multiprocessing import active_children, get_context
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 
-from ..core import GenbookError
+from ..core import GenbookError, project_root
 from .jobs import Job
-from .launch import Outcome, execute, follow_parent, read_json, runs_root
+from .launch import STOPPED, Outcome, execute, follow_parent, one_line, read_json, runs_root, settle
+from .runs import asserting, lock
 
 # %% ../../nbs/lab/05_grid.ipynb #aecc02a2
 LIVES = 3  # workers that a run may see die
@@ -36,31 +41,64 @@ def run_jobs(
     root: Path | None = None,
 ) -> list[Outcome]:  # in the order of the jobs
     "Make all runs; one that fails does not stop the others."
-    if not __debug__ or os.environ.get("PYTHONOPTIMIZE"):
-        raise GenbookError("PYTHONOPTIMIZE: with it Python leaves out assertions, by which a chapter checks itself; unset it")
-    runs = Path(runs) if runs else runs_root()
+    asserting()
+    if not jobs:
+        return []
+    runs, root = (Path(runs).expanduser() if runs else runs_root()).absolute(), root or project_root()
+    _ = executor or _usable(runs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     groups = _groups(devices, _gpus() if any(j.params.get("device") != "cpu" for j in jobs) and not executor else [])
     workers = max(1, min(workers or len(groups) or cores // devices, len(jobs)))
     threads = max(1, min(cores // (workers * devices), _asked_threads(cores)))
     outcomes, deaths = {}, dict.fromkeys(range(len(jobs)), 0)
-    while len(outcomes) < len(jobs):
-        pool = executor or _pool(workers, groups)
-        todo = {i: job for i, job in enumerate(jobs) if i not in outcomes}
-        futures = {pool.submit(execute, job, runs, threads, force, root, limit, devices, whole): i for i, job in todo.items()}
-        try:
-            _collect(futures, jobs, runs, outcomes, deaths, report)
-        except KeyboardInterrupt:  # which only this process hears; nothing is lost by a kill, and kernels follow their workers
-            for f in futures:
-                f.cancel()
-            for worker in [] if executor else pool._processes.values():  # from Python 3.14 on: pool.kill_workers()
-                worker.kill()
-            raise
-        finally:
-            if executor is None:
-                pool.shutdown(cancel_futures=True)
-        force = False  # what died goes on
+    with _told_to_stop(jobs, runs):
+        while len(outcomes) < len(jobs):
+            todo = {i: job for i, job in enumerate(jobs) if i not in outcomes}
+            with nullcontext(executor) if executor else _pool(workers, groups) as pool:
+                futures = {pool.submit(execute, job, runs, threads, force, root, limit, devices, whole): i for i, job in todo.items()}
+                _collect(futures, jobs, runs, outcomes, deaths, report)
+            force = False  # what died goes on
     return [outcomes[i] for i in range(len(jobs))]
+
+
+def _usable(runs):
+    "Raise `GenbookError` where runs cannot be written, or not locked."
+    try:
+        runs.mkdir(parents=True, exist_ok=True)
+        with NamedTemporaryFile(dir=runs, prefix=".") as f:
+            lock(Path(f.name)).close()
+    except OSError as e:
+        raise GenbookError(f"run: {runs} cannot be written: {e.strerror}; put the runs elsewhere with --dir") from None
+
+
+@contextmanager
+def _told_to_stop(jobs, runs):
+    "A request to end is heard like Ctrl-C; what is then under way says that it was stopped."
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    main = threading.current_thread() is threading.main_thread()
+    known = {s: signal.getsignal(s) for s in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)) if main}
+    known = {s: handler for s, handler in known.items() if handler == signal.SIG_DFL}
+    try:
+        for s in known:
+            signal.signal(s, stop)
+        yield
+    except BaseException:  # nothing is lost by a kill, and kernels follow their workers
+        for job in jobs:
+            _settled(runs / job.experiment / job.id, "stopped", STOPPED)
+        raise
+    finally:
+        for s, handler in known.items():
+            signal.signal(s, handler)
+
+
+def _settled(folder, state, why):
+    "Say how a run ended whose worker is gone."
+    if (folder / ".start.lock").exists() and (held := lock(folder / ".start.lock")):
+        with held:
+            settle(folder, state, why)
 
 # %% ../../nbs/lab/05_grid.ipynb #002cf908
 def _gpus():
@@ -91,13 +129,23 @@ def _groups(devices, gpus):
     return [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
 
 
+@contextmanager
 def _pool(workers, groups):
-    "Local processes, each with a group of GPUs of its own as far as there are enough."
-    context = get_context("spawn")
+    "Local processes, each with a group of GPUs of its own as far as there are enough; killed where anything else than a run goes wrong."
+    context, others = get_context("spawn"), {*active_children()}
     shares = context.SimpleQueue()
     for i in range(workers):
         shares.put(groups[i % len(groups)] if groups else None)
-    return ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shares,))
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin, initargs=(shares,))
+    try:
+        yield pool
+    except BaseException:  # Ctrl-C, which only this process hears
+        for worker in {*active_children()} - others:  # from Python 3.14 on: pool.kill_workers()
+            worker.kill()
+            worker.join()
+        raise
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _begin(shares):
@@ -120,13 +168,17 @@ def _collect(futures, jobs, runs, outcomes, deaths, report):
                 outcomes[i] = f.result()
             except Exception as e:  # the worker died, and with it all that were under way or waiting
                 folder = runs / jobs[i].experiment / jobs[i].id
-                lost[i] = Outcome(jobs[i], folder, "failed", f"the worker died: {type(e).__name__}"), read_json(folder / "status.json")
+                why = type(e).__name__ if isinstance(e, BrokenExecutor) else one_line(e)
+                lost[i] = Outcome(jobs[i], folder, "failed", f"the worker died: {why}"), read_json(folder / "status.json")
                 deaths[i] += LIVES * (not isinstance(e, BrokenExecutor))  # a cluster has tried again itself
         report(outcomes, [jobs[futures[f]] for f in todo if f.running()])
     running = [i for i, (_, status) in lost.items() if status.get("state") == "running"]
     for i in running or lost:
         deaths[i] += 1
-    outcomes |= {i: outcome for i, (outcome, _) in lost.items() if deaths[i] >= LIVES}
+    for i, (outcome, _) in lost.items():
+        if deaths[i] >= LIVES:
+            _settled(outcome.dir, "failed", outcome.error)
+            outcomes[i] = outcome
 
 # %% ../../nbs/lab/05_grid.ipynb #01af5b23
 @contextmanager
@@ -134,6 +186,8 @@ def cluster(
     address: str,  # of a Dask scheduler, e.g. tcp://host:8786
 ) -> Iterator[Executor]:
     "An executor that runs jobs on the workers of a Dask scheduler, which see the same files; raises `GenbookError`."
+    if not re.fullmatch(r"(tcp|tls|ucx|ws|wss)://\S+:\d+", address):
+        raise GenbookError(f"cluster: {address!r} is not an address; allowed: tcp://HOST:PORT")
     try:
         from distributed import Client
     except ImportError:
@@ -152,11 +206,12 @@ def cluster(
 
 # %% ../../nbs/lab/05_grid.ipynb #9b70fa59
 def progress_of(folder: Path) -> dict:
-    "The newest row of `metrics.jsonl` in a run's `folder`; empty before the first."
+    "The section that a run in `folder` is in, and the newest row of its `metrics.jsonl`."
+    section = {"section": read_json(folder / "status.json").get("section", "")}
     try:
         with open(folder / "metrics.jsonl", "rb") as f:
             f.seek(0, os.SEEK_END)
             f.seek(max(f.tell() - 4096, 0))
-            return json.loads(f.read().splitlines()[-1])
-    except (OSError, ValueError, IndexError):
-        return {}
+            return section | json.loads(f.read().splitlines()[-1])
+    except (OSError, ValueError, IndexError, TypeError):
+        return section

@@ -8,6 +8,7 @@ __all__ = ['SCHEMA', 'changed_results', 'remember', 'load', 'check_result', 'sav
 # %% ../../nbs/lab/06_results.ipynb #9484a797
 import itertools
 import json
+import math
 import re
 import shutil
 import statistics
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core import GenbookError, project_root, write_atomic
+from .experiments import TABLES
 from .jobs import flat
 from .launch import is_done, read_json, runs_root
 
@@ -25,8 +27,7 @@ def changed_results(
     root: Path | None = None,
 ) -> dict[str, str]:  # experiment/run id -> why
     "The kept results that read `changed` when `genbook verify` was last run."
-    path = (root or project_root()) / "results" / "changed.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return read_json((root or project_root()) / "results" / "changed.json")
 
 
 def remember(
@@ -56,22 +57,50 @@ def load(
 ) -> list[dict]:  # results, each with `folder` (None for a kept one) and `changed`, which is why it reads so or empty
     """The finished runs of an experiment, those of `runs/` before those of `results/`, ordered by their parameters.
 
-    A run is what its result says it is, whatever the name of its folder; a damaged or unknown one is left out with a warning."""
+    A run is what its result says it is, whatever the name of its folder, and counts once; what cannot be read is left out with a warning."""
     root, runs = root or project_root(), Path(runs) if runs else runs_root()
-    found, changed = {}, changed_results(root)
-    places = [(p, None) for p in sorted((root / "results").glob(f"{experiment or '*'}/*.json"))]
+    places = [(p, None) for p in (root / "results").glob(f"{experiment or '*'}/*.json")]
     if not kept:
-        places += [(p, p.parent) for p in sorted(runs.glob(f"{experiment or '*'}/*/result.json")) if is_done(p.parent)]
-    for path, folder in places:
+        each = [p for inner in ("*", "*/.previous") for p in runs.glob(f"{experiment or '*'}/{inner}/result.json")]
+        ended = lambda folder: read_json(folder / "status.json").get("state", "done") == "done"
+        places += [(p, p.parent) for p in each if ended(p.parent)]
+    found, left, changed = [], [], changed_results(root)
+    for path, folder in sorted(places):
         result = read_json(path)
-        if result.get("schema") != SCHEMA or not isinstance(result.get("params"), dict):
-            warnings.warn(f"{path} is damaged, or of another version, and is left out", stacklevel=2)
+        if why := _fault(result):
+            left.append(f"{path} ({why})")
             continue
-        key = result["experiment"], result["run_id"]
-        about = {"folder": folder, "flat": flat(result["params"])}
-        found[key] = result | about | {"changed": changed.get("/".join(map(str, key)), "") if folder is None else ""}
+        name = f"{result['experiment']}/{result['run_id']}"
+        about = {"folder": folder, "flat": flat(result["params"]), "changed": changed.get(name, "") if folder is None else ""}
+        found.append(result | about)
+    if left:
+        warnings.warn(f"{len(left)} result{'s are' if len(left) > 1 else ' is'} left out: {', '.join(left[:5])}", stacklevel=2)
     order = lambda r: (r["experiment"], json.dumps(r["params"], sort_keys=True))
-    return sorted(found.values(), key=order)
+    return sorted(_each_once(found), key=order)
+
+
+def _fault(result):
+    "Why a result cannot be shown; empty for a good one."
+    kinds = {"experiment": str, "run_id": str, "params": dict, "metrics": dict, "minutes": (int, float), "device": str}
+    if not result or result.get("schema") != SCHEMA:
+        return f"its schema is {result['schema']}, not {SCHEMA}" if "schema" in result else "damaged"
+    kinds |= {name: (kind, type(None)) for name, kind in {"notebook": str, "model": dict, "unmet": list}.items()}
+    wrong = [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]
+    wrong += [name for name in TABLES.values() if not isinstance(result["params"].get(name) or {}, dict)] if not wrong else []
+    about = {"value": (int, float), "se": (int, float, type(None)), "n": (int, type(None)), "unit": str, "split": str, "estimator": str}
+    for name, m in result["metrics"].items() if not wrong else ():
+        sound = isinstance(m, dict) and all(k in m and isinstance(m[k], kind) for k, kind in about.items())
+        wrong += [] if sound and math.isfinite(m["value"]) else [f"metric {name}"]
+    return f"{wrong[0]} is missing or damaged" if wrong else ""
+
+
+def _each_once(found):
+    "Of results of the same run, or with the same settings and data, the best one: of its own folder, and the newest."
+    at_home = lambda r: r["folder"] is not None and r["folder"].name == r["run_id"]
+    best = sorted(found, key=lambda r: (r["folder"] is not None, at_home(r), r.get("finished") or ""))
+    runs = {(r["experiment"], r["run_id"]): r for r in best}
+    of = lambda r: json.dumps([r["experiment"], r.get("notebook"), r["params"], r.get("content")], sort_keys=True)
+    return {of(r): r for r in runs.values()}.values()
 
 
 def check_result(
@@ -115,7 +144,7 @@ def summary(
     results, rows = sorted(results, key=of), []
     for (experiment, _), group in itertools.groupby(results, key=of):
         group = list(group)
-        every = [flat(r["params"]) for r in group]
+        every = [flat(r["params"]) | ({"content": r["content"]} if r.get("content") else {}) for r in group]
         names = dict.fromkeys(k for params in every for k in params if k != "seed")
         varied = [k for k in names if len({json.dumps(params.get(k)) for params in every}) > 1]
         settings = {}

@@ -288,12 +288,12 @@ class Progress:
         for job in running:
             row = grid.progress_of(self.folder / job.experiment / job.id)
             label = "" if job.label == job.notebook else job.label
-            rows.append((f"{job.experiment} {label}", *pace(row)))
+            rows.append((f"{job.experiment} {label}", row["section"], *pace(row)))
         failed, spent = sum(o.state == "failed" for o in outcomes.values()), time.time() - self.began
         ended = len(outcomes)
         left = f", about {seconds(spent / ended * (len(self.jobs) - ended))} left" if 0 < ended < len(self.jobs) else ""
         title = f"{ended} of {len(self.jobs)} runs ended{f', {failed} failed' * bool(failed)}, {seconds(spent)}{left}"
-        return table(["run", "step", "rate", "left", "training"], rows, title)
+        return table(["run", "section", "step", "rate", "left", "training"], rows, title)
 
 # %% ../../nbs/lab/17_show.ipynb #430be34c
 def tracked(

@@ -6,6 +6,7 @@
 __all__ = ['made_of', 'Built', 'Staged', 'Training', 'schedules_of', 'replayed', 'training_of']
 
 # %% ../../nbs/lab/08_training.ipynb #3fc939f5
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,7 +19,7 @@ from ..core import GenbookError, check_choice, nearest, seed_everything
 from ..data import Batches, DataSet
 from ..history import EarlyStopping, History
 from .experiments import family_of
-from .jobs import Job, carried
+from .jobs import Job, carried, overlong
 from .zoo import FAMILIES, arguments, entries, takes
 from ..measure.protocol import Measure
 from ..steps import Step, Train, parts_of
@@ -162,6 +163,8 @@ class Training(Staged):
 
     def _descend(self, run, look, valid, options):
         "Train the stage that is prepared, by gradients."
+        for note in overlong(self.stage_how, self.module, self.steps):
+            warnings.warn(note, stacklevel=3)
         how, name = self.stage_how, "main" if self.stage == self.stages[0] else self.stage
         stop = EarlyStopping("valid/total", how.patience) if how.patience and valid else None
         often = {"every": how.every, "log_every": max(1, min(50, how.every // 10))} | options

@@ -36,7 +36,7 @@ def content_hash(
 def cache_root() -> Path:
     "Where slow intermediate results are kept: `GENBOOK_CACHE`, otherwise `.cache` in the folder of runs. It may be deleted at any time."
     runs = os.environ.get("GENBOOK_RUNS") or project_root() / "runs"
-    return Path(os.environ.get("GENBOOK_CACHE") or Path(runs) / ".cache")
+    return Path(os.environ.get("GENBOOK_CACHE") or Path(runs) / ".cache").expanduser()
 
 
 def cached(
