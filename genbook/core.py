@@ -165,8 +165,8 @@ METRICS = {  # name: (unit, better, meaning)
     "mse": ("squared pixel value, [0, 1]", "lower", "squared error of the reconstruction, mean over pixels and images"),
     "pca_mse": ("squared pixel value, [0, 1]", "lower", "the same of PCA with as many components, fitted on the training images"),
     "active_units": ("units", "", "latent dimensions whose posterior mean varies over the data by more than 0.01"),
-    "mutual_information": ("nats", "", "I(x; z) under the posterior"),
-    "aggregate_kl": ("nats", "lower", "KL from the aggregate posterior to the prior"),
+    "mutual_information": ("nats", "", "I(x; z) under the posterior, a lower bound"),
+    "aggregate_kl": ("nats", "lower", "KL from the aggregate posterior to the prior, an upper bound"),
     "ess": ("samples", "higher", "effective sample size of the importance weights, mean over images"),
     "knn_accuracy": ("", "higher", "accuracy of a k-nearest-neighbour classifier on the latent code"),
     "fid": ("", "lower", "Fréchet distance of Inception features"),
@@ -181,7 +181,7 @@ METRICS = {  # name: (unit, better, meaning)
     "inception_score": ("", "higher", "inception score"),
     "class_kl": ("nats", "lower", "KL from the predicted classes of the samples to those of real images"),
     "similar_pairs": ("", "lower", "share of pairs of samples with a cosine similarity above 0.9"),
-    "support": ("images", "higher", "birthday-paradox estimate of how many different images the samples are drawn from"),
+    "support": ("images", "higher", "lower bound (95 %), by the birthday paradox, of how many different images the samples are drawn from"),
     "copies": ("", "lower", "share of samples nearer to a training image than 99 % of held-out images are"),
     "copies_p": ("", "", "probability of so many samples that near to training images, had they been held-out images"),
     "label_accuracy": ("", "higher", "share of conditional samples that the classifier assigns to their class"),
@@ -242,8 +242,10 @@ def metric(
     "A `Metric` of a registered name; raises `GenbookError` for an unknown one."
     check_choice("metric", name, METRICS)
     if hasattr(value, "numel") and value.numel() > 1:
-        v = value.detach().double()
-        se, n, value = (v.std() / v.numel() ** 0.5).item() if se is None else se, v.numel(), v.mean()
+        v, n = value.detach().double(), value.numel()
+        p = (v.sum() + 2) / (n + 4)  # of a share: Agresti & Coull 1998, since none of n is no certainty
+        own = (p * (1 - p) / (n + 4) if ((v == 0) | (v == 1)).all() else v.var() / n).sqrt().item()
+        se, value = own if se is None else se, v.mean()
     return Metric(float(value), None if se is None else float(se), n, METRICS[name][0], split, estimator)
 
 # %% ../nbs/00_core.ipynb #79a08593

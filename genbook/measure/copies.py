@@ -108,5 +108,5 @@ def _memorisation(near, unseen, identical, known, rate):
     close = distance < fresh.kthvalue(k).values
     p = _tail(int(close[~identical].sum()), int((~identical).sum()), k, len(fresh))
     note = f"nearer than all but {k} of {len(fresh)} held-out images, p={p:.2g}, identical: {int(identical.sum())}"
-    share = metric("copies", (close | identical).double(), split="samples", estimator=note)
+    share = metric("copies", (close | identical).double().mean(), n=len(distance), split="samples", estimator=note)  # its chance is `p`
     return Memorisation(share, p, _rank_score(distance, unseen), int(identical.sum()), int(known.sum()), distance, unseen, index)

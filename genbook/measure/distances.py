@@ -158,8 +158,9 @@ def frechet_curve(
     "The distance against n with its fit by a line in 1/n (Chong & Forsyth 2020); raises `GenbookError` for fewer than 3f samples."
     a, b = _pair(features_a, features_b)
     n, least = min(len(a), len(b)) if both else len(a), 2 * a.shape[1]
-    if sizes is None and n < 1.5 * least:
-        raise GenbookError(f"features_a: {n:,} are too few for {a.shape[1]} features; a line in 1/n needs at least {3 * a.shape[1]:,}")
+    if max(sizes or [n]) < 1.5 * least:  # a line through points of which none has enough images says nothing of infinity
+        what = f"sizes: {max(sizes):,} is" if sizes else f"features_a: {n:,} are"
+        raise GenbookError(f"{what} too few for {a.shape[1]} features; a line in 1/n needs at least {3 * a.shape[1]:,}")
     sizes = sizes or torch.linspace(max(n // 5, least), n, 8).int().tolist()
     values = []
     for size in sizes:
@@ -176,14 +177,7 @@ def mmd(
     b: Tensor,  # features, (m, f)
 ) -> Tensor:  # scalar, float64; around 0, so possibly negative, for the same distribution
     "Unbiased estimate of the squared maximum mean discrepancy with the kernel (x.y/f + 1)^3 (Bińkowski et al. 2018)."
-    a, b = _pair(a, b)
-    kernel = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x):  # mean over pairs of different images
-        k = kernel(x, x)
-        return (k.sum() - k.trace()) / (len(x) * (len(x) - 1))
-
-    return within(a) + within(b) - 2 * kernel(a, b).mean()
+    return _mmd_parts(*_pair(a, b))[0]
 
 
 def kid(
@@ -195,14 +189,34 @@ def kid(
     seed: int = 0,  # of the draws
     split: str = "test",  # what the real images are
 ) -> Metric:  # mean over subsets; their deviation is in the estimator
-    "Kernel distance (Bińkowski et al. 2018), a mean over subsets: unlike the Fréchet distance it has no bias for few images."
+    """Kernel distance (Bińkowski et al. 2018), a mean over subsets: unlike the Fréchet distance it has no bias for few images.
+
+    Its error is that of both sets of images and of the choice of subsets (@eq-fidelity-mmd-error)."""
     a, b = _pair(features_a, features_b)
     draws = [_draws(len(t), subset_size, subsets, seed + i) for i, t in enumerate((a, b))]
-    values = torch.stack([mmd(a[i.to(a.device)], b[j.to(a.device)]) for i, j in zip(*draws, strict=True)])
-    deviation = values.std(correction=0).item()
-    note = f"n={len(a)} against {len(b)}, {subsets} subsets of {subset_size} with deviation {deviation:.3g}"
-    apart = min(subsets, max(1, min(len(a), len(b)) // subset_size))  # subsets that have no image in common
-    return metric("kid", values.mean(), se=deviation / apart**0.5 if subsets > 1 else None, n=len(a), split=split, estimator=note)
+    parts = torch.stack([_mmd_parts(a[i.to(a.device)], b[j.to(a.device)]) for i, j in zip(*draws, strict=True)])
+    (n, m), values, (of_a, of_b, aa, bb, ab) = (len(a), len(b)), parts[:, 0], parts[:, 1:].mean(0).clamp_min(0).tolist()
+    chosen = values.var().item() / subsets if subsets > 1 else 0.0
+    se = (of_a / n + of_b / m + 2 * aa / n**2 + 2 * bb / m**2 + 4 * ab / (n * m) + chosen) ** 0.5
+    note = f"n={n} against {m}, {subsets} subsets of {subset_size} with deviation {values.std(correction=0):.3g}"
+    return metric("kid", values.mean(), se=se, n=n, split=split, estimator=note)
+
+# %% ../../nbs/measure/04_distances.ipynb #d0a7c5e2
+def _mmd_parts(a: Tensor, b: Tensor) -> Tensor:
+    "The estimate, and what its variance is made of: of the rows of each set, and of the pairs within a, within b and between, (6,)."
+    kernel, n, m = lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3, len(a), len(b)
+
+    def within(x):  # means of each image over the others, and the variance of what is left of a pair beside them
+        k = kernel(x, x)
+        k.fill_diagonal_(0.0)
+        rows = k.sum(1) / (len(x) - 1)
+        return rows, k.square().sum() / (len(x) * (len(x) - 1)) - 2 * rows.square().mean() + rows.mean() ** 2
+
+    (rows_a, aa), (rows_b, bb), between = within(a), within(b), kernel(a, b)
+    to_b, to_a = between.mean(1), between.mean(0)
+    ab = between.square().mean() - to_b.square().mean() - to_a.square().mean() + between.mean() ** 2
+    of_a, of_b = 4 * ((rows_a - to_b).var() - aa / n - ab / m), 4 * ((rows_b - to_a).var() - bb / m - ab / n)
+    return torch.stack([rows_a.mean() + rows_b.mean() - 2 * between.mean(), of_a, of_b, aa, bb, ab])
 
 # %% ../../nbs/measure/04_distances.ipynb #7556bf14
 def _distances(a: Tensor, b: Tensor, size: int = 20_000_000) -> Iterator[Tensor]:
@@ -219,7 +233,7 @@ def _radii(x: Tensor, k: int) -> Tensor:
 
 
 def _note(a, b, k):
-    return f"n={len(a)} against {len(b)}, k={k}"
+    return f"n={len(a)} against {len(b)}, k={k}, no error of one run"  # the balls are of the images that are counted
 
 # %% ../../nbs/measure/04_distances.ipynb #48ada9e4
 def precision_recall(
@@ -237,8 +251,8 @@ def precision_recall(
         return torch.cat([(d <= radii).any(1) for d in _distances(points, centres)]).double()
 
     precision, recall = inside(a, b), inside(b, a)
-    about = dict(split=split, estimator=_note(a, b, k))
-    return metric("precision", precision, **about), metric("recall", recall, **about)
+    about = lambda n: dict(n=n, split=split, estimator=_note(a, b, k))
+    return metric("precision", precision.mean(), **about(len(a))), metric("recall", recall.mean(), **about(len(b)))
 
 
 def density_coverage(
@@ -256,5 +270,6 @@ def density_coverage(
         inside = d <= radii
         balls.append(inside.sum(1))
         filled |= inside.any(0)
-    about = dict(split=split, estimator=_note(a, b, k))
-    return metric("density", torch.cat(balls).double() / k, **about), metric("coverage", filled.double(), **about)
+    about = lambda n: dict(n=n, split=split, estimator=_note(a, b, k))
+    density, coverage = torch.cat(balls).double().mean() / k, filled.double().mean()
+    return metric("density", density, **about(len(a))), metric("coverage", coverage, **about(len(b)))

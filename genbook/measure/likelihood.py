@@ -4,22 +4,22 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'ESTIMATES', 'NO_BOUNDS', 'log_likelihood', 'log_weights', 'iw_bound_from', 'ess_from', 'bits_per_dim',
-           'active_units', 'kl_per_dim', 'log_aggregate', 'mutual_information', 'aggregate_kl', 'elbo', 'iw_nll',
-           'evaluate', 'likelihood_table']
+           'active_units', 'kl_per_dim', 'Information', 'information', 'elbo', 'iw_nll', 'evaluate', 'likelihood_table']
 
 # %% ../../nbs/measure/01_likelihood.ipynb #1ebb7a68
 import math
 from contextlib import contextmanager
+from copy import deepcopy
 from inspect import signature
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..core import GenbookError, Metric, check_choice, metric
-from ..data import Codes, Images
+from ..data import Codes, Images, _generator
 from ..nn import check_size
-from ..prob import DiagonalNormal, Gaussian, StandardNormal
-from ..steps import check_images
+from ..prob import DiagonalNormal
 
 # %% ../../nbs/measure/01_likelihood.ipynb #cd28f3a9
 def log_likelihood(
@@ -88,59 +88,104 @@ def kl_per_dim(
     return 0.5 * (mu**2 + logvar.expm1() - logvar).mean(0)
 
 # %% ../../nbs/measure/01_likelihood.ipynb #571d5b6f
-def log_aggregate(
-    z: Tensor,  # codes, (m, d); with `leave_out` the i-th is that of image i
-    mu: Tensor,  # posterior means of all images, (n, d)
-    logvar: Tensor,  # posterior log-variances, (n, d)
-    *,
-    leave_out: bool = False,  # leave image i out of the mixture at the i-th code
-    chunk: int = 1000,  # codes at a time: memory of chunk*n numbers
-) -> Tensor:  # nats, float64, (m,)
-    "Log-density of the aggregate posterior, the mixture of the posteriors of all images, at their codes."
-    mu, inverse, n = mu.double(), (-logvar.double()).exp(), len(mu)
-    const = ((mu**2 * inverse) + logvar + math.log(2 * math.pi)).sum(-1)
-    out = []
-    for start in range(0, len(z), chunk):
-        part = z[start : start + chunk].double()
-        logq = -0.5 * (part**2 @ inverse.T - 2 * part @ (mu * inverse).T + const)  # (chunk, n): all pairs, by two products
-        if leave_out:
-            logq.diagonal(start).fill_(-math.inf)
-        out.append(logq.logsumexp(1))
-    return torch.cat(out) - math.log(n - leave_out)
+def _log_pairs(q, z: Tensor, n: int) -> Tensor:
+    "Log-density of each of m codes under each of n posteriors, (m, n), float64; of diagonal normals by two products."
+    if not hasattr(q, "logvar"):
+        return q.log_prob(z[:, None].expand(-1, n, -1)).double()
+    z, mu, inverse = z.double(), q.mu.double(), (-q.logvar.double()).exp()
+    const = (mu**2 * inverse + q.logvar + math.log(2 * math.pi)).sum(-1)
+    return -0.5 * (z**2 @ inverse.T - 2 * z @ (mu * inverse).T + const)
+
+
+def _log_normal(z: Tensor, full: bool, folds: int = 10) -> Tensor:
+    "Log-density of codes (n, d) under a normal distribution that is fitted to the other nine tenths of them, (n,)."
+    out = z.new_empty(len(z))
+    for i in range(folds):
+        fit = torch.cat([z[j::folds] for j in range(folds) if j != i])
+        cov = torch.cov(fit.T).view(z.shape[1], -1)
+        out[i::folds] = torch.distributions.MultivariateNormal(fit.mean(0), cov if full else cov.diag().diag()).log_prob(z[i::folds])
+    return out
 
 # %% ../../nbs/measure/01_likelihood.ipynb #b771b830
-def mutual_information(
-    mu: Tensor,  # posterior means of all images, (n, d)
-    logvar: Tensor,  # posterior log-variances, (n, d)
-    generator: torch.Generator | None = None,
-    *,
-    upper: bool = False,  # the upper bound instead of the lower one
-) -> Tensor:  # nats, one term per image, (n,)
-    "Bound of the information between image and code; its mean is at most log n unless `upper`."
-    z, logq = DiagonalNormal(mu, logvar).rsample_and_log_prob(generator)
-    return logq - log_aggregate(z, mu, logvar, leave_out=upper)
+class Information(NamedTuple):
+    "Bounds of what codes know of their images, and of the KL from aggregate posterior to prior; nats, one term per image, (n,)."
+
+    lower: Tensor  # of the information; its mean is at most log n
+    upper: Tensor  # of the information
+    kl_lower: Tensor  # of the KL from aggregate posterior to prior
+    kl_upper: Tensor
+
+    def metrics(
+        self,
+        split: str = "test",  # what the images are called
+    ) -> dict[str, Metric]:  # mutual_information, aggregate_kl, each with its other bound
+        "The means, with what they are; capped where the information is within a nat of the most that n images can show."
+        most = math.log(len(self.lower))
+        many = f"mixture of {len(self.lower)} posteriors: information at most {most:.3g}" + ", capped" * bool(self.lower.mean() > most - 1)
+        how = {"lower": f"lower bound, {many}", "upper": "upper bound, density of the other codes"}
+        how |= {"kl_lower": how["upper"].replace("upper", "lower"), "kl_upper": how["lower"].replace("lower", "upper")}
+        names = ("mutual_information", "mutual_information__upper", "aggregate_kl__lower", "aggregate_kl")
+        return {n: metric(n.partition("__")[0], getattr(self, f), split=split, estimator=how[f]) for n, f in zip(names, how, strict=True)}
 
 
-def aggregate_kl(
-    mu: Tensor,  # posterior means of all images, (n, d)
-    logvar: Tensor,  # posterior log-variances, (n, d)
+@torch.no_grad()
+def information(
+    q,  # posteriors of n images, with `rsample_and_log_prob(generator)` and `log_prob(z)`
+    prior: nn.Module,  # with `log_prob(z)`
     generator: torch.Generator | None = None,
     *,
-    prior: nn.Module | None = None,  # with `log_prob(z)`; None: standard normal
-) -> Tensor:  # nats, one term per image, (n,)
-    "KL from aggregate posterior to prior; the other part of the mean KL, with the bias of `mutual_information` reversed."
-    z = DiagonalNormal(mu, logvar).rsample_and_log_prob(generator)[0]
-    return log_aggregate(z, mu, logvar) - (prior or StandardNormal(mu.shape[-1])).log_prob(z)
+    chunk: int = 1000,  # codes at a time: memory of chunk*n numbers, through a flow of chunk*n codes
+) -> Information:
+    "Bounds of mutual information and aggregate divergence (@eq-likelihood-information), from one code of each image."
+    (z, logq), every, others = q.rsample_and_log_prob(generator), [], []
+    for start in range(0, len(z), chunk):
+        pairs = _log_pairs(q, z[start : start + chunk], len(z))  # (chunk, n)
+        every.append(pairs.logsumexp(1) - math.log(len(z)))
+        pairs.diagonal(start).fill_(-math.inf)
+        others.append(pairs.logsumexp(1) - math.log(len(z) - 1))
+    logp, logq, every, (n, d) = prior.log_prob(z).double(), logq.double(), torch.cat(every), z.shape
+    known = [logp, torch.cat(others)] + [_log_normal(z.double(), full) for full in (False, True) if n > (4 * d if full else 20)]
+    r = max(known, key=lambda t: t.mean().item())
+    return Information(logq - every, logq - r, r - logp, every - logp)
 
 # %% ../../nbs/measure/01_likelihood.ipynb #c6946edf
 _IMAGES, _SAMPLES = 100, 50  # blocks of noise: changing them changes results within their error
+
+
+def _check_images(model, images) -> None:
+    "Raise `GenbookError` for images that are not what the model was made for."
+    if not isinstance(images, Tensor) and not hasattr(images, "float"):
+        raise GenbookError(f"images: {type(images).__name__} is neither a tensor nor a split of a data set; allowed: ds.test, for example")
+    size = tuple(images.shape[1:] if isinstance(images, Tensor) else images.image_shape)
+    levels, shape, found = getattr(model, "levels", None), getattr(model, "image_shape", size), getattr(images, "levels", None)
+    if None not in (levels, found) and levels != found:
+        raise GenbookError(f"images: {found} levels, but the model was made for {levels}")
+    if tuple(shape) != size:
+        raise GenbookError(f"images: shape {size}, but the model was made for {tuple(shape)}")
+    if isinstance(images, Tensor) and levels is not None:  # a density without levels takes any finite number
+        _check_values(images, levels)
+        likely = hasattr(model, "posterior") or hasattr(model, "log_prob")
+        if likely and getattr(model, "discrete", True) and (steps := images * (levels - 1)).sub(steps.round()).abs().max() > 0.01:
+            raise GenbookError(f"images: values between the {levels} levels of the model; allowed: multiples of 1/{levels - 1}")
+    elif isinstance(images, Tensor) and not images.isfinite().all():
+        raise GenbookError(f"images: {(~images.isfinite().flatten(1).all(1)).sum():,} of {len(images):,} are not finite")
+
+
+def _check_values(x: Tensor, levels: int) -> None:
+    "Raise `GenbookError` for a tensor that holds neither images in [0, 1] nor codes below `levels`."
+    codes = x.dtype == torch.int64 and x.ndim == 3
+    if not len(x) or not (codes or x.is_floating_point()):
+        raise GenbookError(f"images: {x.dtype} {tuple(x.shape)}; allowed: float (n, c, h, w) in [0, 1], or codes, int64 (n, h, w)")
+    low, high, top = x.min().item(), x.max().item(), levels - 1 if codes else 1
+    if not 0 <= low <= high <= top:  # also where one is not a number
+        raise GenbookError(f"images: values from {low:.3g} to {high:.3g}; allowed: 0 to {top}")
 
 
 def _block(images, start: int, stop: int, seed: int, device) -> Tensor:
     "Images start:stop as floats, (b, c, h, w)."
     if isinstance(images, Tensor):
         return images[start:stop].to(device)
-    gen = torch.Generator(images.x.device).manual_seed(seed)  # for a split that is binarised anew at each call
+    gen = torch.Generator(images.x.device).manual_seed(_generator(seed, start, 1).initial_seed())  # binarisation: its own stream
     return images.float(slice(start, stop), gen)[0].to(device)
 
 
@@ -148,14 +193,14 @@ def _block(images, start: int, stop: int, seed: int, device) -> Tensor:
 def _instrument(model, images, device, seed: int):
     "Evaluation mode without gradients; puts back the training flags and the random state. Yields the device."
     if images is not None:
-        check_images(model, images)
+        _check_images(model, images)
     if device is not None:
         model.to(device)
     tensors = [*model.parameters(), *model.buffers()]
     device = torch.device(device or (tensors[0].device if tensors else "cpu"))
     training = {m: m.training for m in model.modules()}
     with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(_generator(seed, 0, 3).initial_seed())  # careless models, too
         try:
             yield device, model.eval()
         finally:
@@ -187,9 +232,8 @@ def _per_image(model, images, terms, n: int | None, seed: int, device, size: int
         if not 1 <= n <= len(images):
             raise GenbookError(f"n: {n} is not between 1 and {len(images)}, the number of images")
         for start in range(0, n, size):
-            block_seed = seed * 1_000_003 + start
-            x = _block(images, start, min(start + size, n), block_seed, device)
-            parts.append(terms(model, x, torch.Generator(device).manual_seed(block_seed)))
+            x = _block(images, start, min(start + size, n), seed, device)
+            parts.append(terms(model, x, torch.Generator(device).manual_seed(seed * 1_000_003 + start)))
     return {name: torch.cat([p[name].cpu() for p in parts]).double() for name in parts[0]}
 
 # %% ../../nbs/measure/01_likelihood.ipynb #30171653
@@ -256,7 +300,8 @@ def evaluate(
         return out | {name: getattr(q, name) for name in ("mu", "logvar") if hasattr(q, name)}
 
     t = _per_image(model, images, terms, n, seed, device)
-    return _metrics(t, k, s, how, math.prod(images.shape[1:] if isinstance(images, Tensor) else images.image_shape), seed, split)
+    dims = math.prod(images.shape[1:] if isinstance(images, Tensor) else images.image_shape)
+    return _metrics(t, k, s, how, dims, seed, split, getattr(model, "prior", None))
 
 # %% ../../nbs/measure/01_likelihood.ipynb #6e3cfb97
 def _kind(model, k: int) -> str:
@@ -286,7 +331,7 @@ def _given(model, x: Tensor, k: int, generator) -> dict[str, Tensor]:
     return out
 
 
-def _metrics(t: dict[str, Tensor], k: int, s: int, how: str, dims: int, seed: int, split: str) -> dict[str, Metric]:
+def _metrics(t: dict[str, Tensor], k: int, s: int, how: str, dims: int, seed: int, split: str, prior) -> dict[str, Metric]:
     "Metrics from the terms of all images; `how` says what the log-probability is."
     out = {"mse": metric("mse", t["mse"], split=split, estimator="posterior mean" if "mu" in t else "")} if "mse" in t else {}
     note = "" if "discrete" not in t or t["discrete"].all() else ", density"
@@ -301,11 +346,9 @@ def _metrics(t: dict[str, Tensor], k: int, s: int, how: str, dims: int, seed: in
         nats = -t["iw_nll"] if "iw_nll" in t else t["log_prob"]
         out["bits_per_dim"] = metric("bits_per_dim", bits_per_dim(nats, dims), split=split, estimator=how)
     if "logvar" in t and len(t["mu"]) > 1:
-        mu, logvar, n, gen = t["mu"], t["logvar"], len(t["mu"]), torch.Generator().manual_seed(seed)
-        out["active_units"] = metric("active_units", active_units(mu).sum(), n=n, split=split, estimator="variance of the mean > 0.01")
-        bias = f"mixture of {n} posteriors: information at most {math.log(n):.3g}"
-        out["mutual_information"] = metric("mutual_information", mutual_information(mu, logvar, gen), split=split, estimator=bias)
-        out["aggregate_kl"] = metric("aggregate_kl", aggregate_kl(mu, logvar, gen), split=split, estimator=bias)
+        active, gen = active_units(t["mu"]).sum(), _generator(seed, 0, 2)
+        out["active_units"] = metric("active_units", active, n=len(t["mu"]), split=split, estimator="variance of the mean > 0.01")
+        out |= information(DiagonalNormal(t["mu"], t["logvar"]), deepcopy(prior).cpu().double(), gen).metrics(split)
     return out
 
 # %% ../../nbs/measure/01_likelihood.ipynb #ec9e15ca

@@ -95,7 +95,16 @@ def frechet_draws(
     each = [frechet_classifier(x, real, classifier, split=split) for x in made]
     values = torch.tensor([m.value for m in each]).double()
     se = (values.std() / draws**0.5).item() if draws > 1 else None
-    return metric("frechet_classifier", values.mean(), se=se, n=n, split=split, estimator=f"{each[0].estimator}, {draws} draws")
+    return metric(
+        "frechet_classifier", values.mean(), se=se, n=n, split=split, estimator=f"{each[0].estimator}, {draws} draws{_within(draws)}"
+    )
+
+# %% ../../nbs/measure/08_protocol.ipynb #c3f1d9b4
+def _within(draws: int) -> str:
+    "How many standard errors hold 95 %, where the error is of few draws: Student's quantile."
+    from scipy.stats import t
+
+    return f" (95 % within {t.ppf(0.975, draws - 1):.2g} se)" if draws > 1 else ""
 
 # %% ../../nbs/measure/08_protocol.ipynb #54e04a38
 def protocol(
@@ -129,8 +138,11 @@ def protocol(
             found = (*precision_recall(features, real), *density_coverage(features, real))
             out |= {f"{k}{suffix}": m for k, m in zip(("precision", "recall", "density", "coverage"), found, strict=True)}
     if fid_n:
-        for floor, images in {"": draw(model, fid_n, seed, **how), "floor": ds.test}.items():
+        enough = ds.test.float(slice(0, fid_n))[0] if fid_n < len(ds.test) else ds.test
+        for floor, images in {"": draw(model, fid_n, seed, **how), "floor": enough}.items():
             for name, m in fid(images, ds.train, device=device, seed=seed).items():
+                if len(images) < fid_n and name not in ("fid__n1000", "kid"):
+                    continue  # a floor of fewer images is none
                 kind, _, variant = name.partition("__")  # precision and the like have namesakes among the classifier's
                 words = [variant, "inception" * (kind not in ("fid", "kid", "inception_score")), floor]
                 out["__".join(filter(None, [kind, "_".join(filter(None, words))]))] = m
@@ -182,7 +194,8 @@ def _varied(samples: Tensor, ds: DataSet, judge: Classifier, seed: int) -> dict[
         "similar_pairs": "similar pairs, mean-removed pixels",
         "similar_pairs__features": "similar pairs, features",
     }
-    notes = {"class_kl": f"to uniform, classifier {judge.hash}", "similar_pairs": "unordered pairs, pixels less their mean"}
+    chance = f"a perfect sampler has {(judge.classes - 1) / 2 / n:.2g}"
+    notes = {"class_kl": f"to uniform, {chance}, classifier {judge.hash}", "similar_pairs": "unordered pairs, pixels less their mean"}
     out = {}
     for name, key in names.items():
         kind, _, space = name.partition("__")

@@ -74,7 +74,7 @@ class Birthday(NamedTuple):
     "Estimated size of a support, from how often the same comes twice."
 
     support: float  # images, infinite where nothing came twice
-    at_least: float  # one-sided 95 % bound
+    at_least: float  # one-sided 95 % bound (@eq-fidelity-birthday-bound)
     duplicates: int  # pairs of samples nearer than the threshold
     pairs: int  # all unordered pairs
     threshold: float  # distance
@@ -86,8 +86,16 @@ def birthday(
 ) -> Birthday:
     "Birthday-paradox estimate of the support (Arora, Risteski & Zhang 2018): 1 over the share of pairs that are the same."
     x = _features(x, "x")
-    same, pairs = sum(int((d <= threshold).sum()) for d in _pair_distances(x)), len(x) * (len(x) - 1) // 2
-    return Birthday(pairs / same if same else math.inf, pairs / _poisson_upper(same), same, pairs, threshold)
+    near = torch.cat([(torch.cdist(part, x, compute_mode=_EXACT) <= threshold).sum(1) - 1 for part in x.split(500)])  # others, of each
+    n, same, pairs = len(x), int(near.sum()) // 2, len(x) * (len(x) - 1) // 2
+    share = same / pairs
+    by_pairs = 2 * share * (1 - share) / n**2  # variance of the share if pairs were independent
+    crowding = max(4 * (near / (n - 1)).var().item() / n / by_pairs - 2, 0.0) if 0 < share < 1 else 0.0
+    most = _poisson_upper(same)
+    for _ in range(30 * (crowding > 0)):  # at the bound the pairs are as crowded, and there are more of them
+        phi = 1 + crowding * most / same
+        most = phi * _poisson_upper(same / phi)
+    return Birthday(1 / share if same else math.inf, pairs / most, same, pairs, threshold)
 
 
 def same_threshold(
@@ -102,21 +110,21 @@ def same_threshold(
     return distances.kthvalue(k).values.item()
 
 # %% ../../nbs/measure/05_variety.ipynb #b1975e62
+_EXACT = "donot_use_mm_for_euclid_dist"  # nor is a distance of equal rows then other than 0
+
+
 def _pair_distances(x: Tensor, chunk: int = 500) -> Iterator[Tensor]:
     "Distances of all unordered pairs of different rows, each pair once."
     for start in range(0, len(x), chunk):
-        d = torch.cdist(x[start : start + chunk], x[start:], compute_mode="donot_use_mm_for_euclid_dist")
+        d = torch.cdist(x[start : start + chunk], x[start:], compute_mode=_EXACT)
         yield d[torch.ones_like(d, dtype=torch.bool).triu(1)]
 
 
-def _poisson_upper(count: int) -> float:
-    "The rate above which `count` or fewer events have a probability of less than 5 %."
-    low, high = float(count), 2.0 * count + 10
-    for _ in range(60):
-        mid = (low + high) / 2
-        tail = torch.special.gammaincc(torch.tensor(count + 1.0).double(), torch.tensor(mid).double())
-        low, high = (mid, high) if tail > 0.05 else (low, mid)
-    return high
+def _poisson_upper(count: float) -> float:
+    "The rate above which `count` or fewer events have a probability of less than 5 %; between whole counts by the gamma distribution."
+    from scipy.stats import gamma
+
+    return float(gamma.ppf(0.95, count + 1))
 
 # %% ../../nbs/measure/05_variety.ipynb #a3b098ce
 class Collapse(NamedTuple):

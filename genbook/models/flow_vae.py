@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FLOWS', 'CONFIGS', 'DEFAULTS', 'MaskedLinear', 'MADE', 'IAF', 'FlowPosterior', 'amortised_flow', 'sampled_terms',
-           'FlowVAE', 'active_dims', 'information', 'gaussian_gap']
+           'FlowVAE', 'active_dims', 'gaussian_gap']
 
 # %% ../../nbs/models/22_flow_vae.ipynb #95efe5ce
 import math
@@ -263,24 +263,6 @@ def active_dims(
         halves.append(z.unflatten(0, (2, k)).mean(1))
     a, b = torch.cat(halves, 1).double()
     return ((a - a.mean(0)) * (b - b.mean(0))).sum(0) / (n - 1) > threshold
-
-
-@torch.no_grad()
-def information(
-    model: LatentModel,  # whose posterior has a `log_prob`
-    images: Images,  # a split of a data set
-    *,
-    n: int = 500,  # the first n images
-    seed: int = 0,
-    chunk: int = 50,  # codes at a time: memory of chunk*n codes
-) -> tuple[Tensor, Tensor]:  # information and KL from aggregate posterior to prior, nats, one term per image, (n,)
-    "`likelihood.mutual_information` and `aggregate_kl` for posteriors through a flow, inverted for each of n*n pairs of code and image."
-    n, device = min(n, len(images)), next(model.parameters()).device
-    q = model.posterior(images.float(slice(0, n))[0].to(device))
-    z, logq = q.rsample_and_log_prob(torch.Generator(device).manual_seed(seed))
-    pairs = torch.cat([q.log_prob(part[:, None].expand(-1, n, -1)) for part in z.split(chunk)])  # (n, n)
-    aggregate = pairs.logsumexp(1) - math.log(n)
-    return logq - aggregate, aggregate - model.prior.log_prob(z)
 
 # %% ../../nbs/models/22_flow_vae.ipynb #8c745c8f
 @torch.no_grad()
