@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..causal import RowNet, Seen
+from ..causal import MADE, GatedPixelCNN, RowNet, Seen
 from ..core import GenbookError, check_choice
 from ..measure.likelihood import bits_per_dim
 from ..nn import check_image_shape, check_size
@@ -38,7 +38,7 @@ class PixelLoss(NamedTuple):
     bpd: Tensor  # the same in bits/dim
 
 
-NETS = {"rows": RowNet}
+NETS = {"rows": RowNet, "made": MADE, "cnn": GatedPixelCNN}
 
 # %% ../../nbs/models/40_autoregressive.ipynb #5b72c346
 class Grid(nn.Module):
@@ -212,14 +212,16 @@ class Pixel(Drawn):
         self.likelihood_name = likelihood or ("bernoulli" if levels == 2 else "categorical")
         out = n_params(self.likelihood_name, levels=levels, per_pixel=True)
         self.net = NETS[check_choice("net", net, NETS)](self.net_grid, Seen(levels, codes), out, **how)
+        if flat < 1 and not hasattr(self.net, "at"):
+            raise GenbookError(f"flat: {flat}, but net {net!r} looks at all pixels; allowed: 1.0")
         self.labels = nn.Embedding(check_size("classes", classes), self.net.cond_size) if conditional else None
         if conditional:
             self.classes = classes
 
 # %% ../../nbs/models/40_autoregressive.ipynb #b30ea23f
 CONFIGS = {
-    "rows": dict(net="rows", width=256, depth=2, up=7, side=7, dim=128, layers=2, flat=0.06),  # for two cores, at 28x28
-    "digits": dict(net="rows", width=64, depth=1, up=3, side=3, dim=32, layers=1),  # for 8x8
+    "rows": dict(net="rows", width=256, depth=2, up=7, side=7, dim=128, layers=2, exact=10, flat=0.06),  # for two cores, at 28x28
+    "digits": dict(net="rows", width=64, depth=1, up=3, side=3, dim=32, layers=1, exact=4),  # for 8x8
 }
 
 # %% ../../nbs/models/40_autoregressive.ipynb #7e205e7b
