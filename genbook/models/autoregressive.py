@@ -106,7 +106,7 @@ class Density(Labelled):
 
     def given(self, v: Tensor, cond: Tensor | None) -> Tensor:  # (b, h, w) -> nats (b,)
         "log p from every pixel, some images at a time."
-        parts, at_once = [], max(1, 50_000 // v[0].numel())
+        parts, at_once = [], max(1, 8_000 // v[0].numel())
         for start in range(0, len(v), at_once):
             part, c = v[start : start + at_once], None if cond is None else cond[start : start + at_once]
             parts.append(self.nats(self.net(part, c).flatten(0, 1), part.flatten()).unflatten(0, (len(part), -1)).sum(1))
