@@ -204,7 +204,7 @@ def expand(
     for source in (given, experiment.grid, swept):
         _once(known, source, where)
     values, varied = _options(known, given | experiment.grid | swept, where)
-    for key in experiment.chosen:
+    for key in (*experiment.chosen, *experiment.reported):
         known.place(key, where)
     seeds = _checked_seeds(seeds or experiment.seeds, "seed" in base, where)
     paths, jobs, place = [path for path, many in varied.items() if many] + [("seed",)] * (len(seeds) > 1), [], cache(_folder)

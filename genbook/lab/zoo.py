@@ -28,6 +28,7 @@ FAMILIES = {
     "gan": ("genbook.models.gan", "GAN"),
     "wgan": ("genbook.models.wgan", "WGAN"),
     "cgan": ("genbook.models.cgan", "CGAN"),
+    "pixel": ("genbook.models.autoregressive", "Pixel"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 

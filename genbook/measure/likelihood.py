@@ -20,6 +20,7 @@ from ..core import GenbookError, Metric, check_choice, metric
 from ..data import Codes, Images, _generator
 from ..nn import check_size
 from ..prob import DiagonalNormal
+from ..steps import check_images
 
 # %% ../../nbs/measure/01_likelihood.ipynb #cd28f3a9
 def log_likelihood(
@@ -152,35 +153,6 @@ def information(
 _IMAGES, _SAMPLES = 100, 50  # blocks of noise: changing them changes results within their error
 
 
-def _check_images(model, images) -> None:
-    "Raise `GenbookError` for images that are not what the model was made for."
-    if not isinstance(images, Tensor) and not hasattr(images, "float"):
-        raise GenbookError(f"images: {type(images).__name__} is neither a tensor nor a split of a data set; allowed: ds.test, for example")
-    size = tuple(images.shape[1:] if isinstance(images, Tensor) else images.image_shape)
-    levels, shape, found = getattr(model, "levels", None), getattr(model, "image_shape", size), getattr(images, "levels", None)
-    if None not in (levels, found) and levels != found:
-        raise GenbookError(f"images: {found} levels, but the model was made for {levels}")
-    if tuple(shape) != size:
-        raise GenbookError(f"images: shape {size}, but the model was made for {tuple(shape)}")
-    if isinstance(images, Tensor) and levels is not None:  # a density without levels takes any finite number
-        _check_values(images, levels)
-        likely = hasattr(model, "posterior") or hasattr(model, "log_prob")
-        if likely and getattr(model, "discrete", True) and (steps := images * (levels - 1)).sub(steps.round()).abs().max() > 0.01:
-            raise GenbookError(f"images: values between the {levels} levels of the model; allowed: multiples of 1/{levels - 1}")
-    elif isinstance(images, Tensor) and not images.isfinite().all():
-        raise GenbookError(f"images: {(~images.isfinite().flatten(1).all(1)).sum():,} of {len(images):,} are not finite")
-
-
-def _check_values(x: Tensor, levels: int) -> None:
-    "Raise `GenbookError` for a tensor that holds neither images in [0, 1] nor codes below `levels`."
-    codes = x.dtype == torch.int64 and x.ndim == 3
-    if not len(x) or not (codes or x.is_floating_point()):
-        raise GenbookError(f"images: {x.dtype} {tuple(x.shape)}; allowed: float (n, c, h, w) in [0, 1], or codes, int64 (n, h, w)")
-    low, high, top = x.min().item(), x.max().item(), levels - 1 if codes else 1
-    if not 0 <= low <= high <= top:  # also where one is not a number
-        raise GenbookError(f"images: values from {low:.3g} to {high:.3g}; allowed: 0 to {top}")
-
-
 def _block(images, start: int, stop: int, seed: int, device) -> Tensor:
     "Images start:stop as floats, (b, c, h, w)."
     if isinstance(images, Tensor):
@@ -193,7 +165,7 @@ def _block(images, start: int, stop: int, seed: int, device) -> Tensor:
 def _instrument(model, images, device, seed: int):
     "Evaluation mode without gradients; puts back the training flags and the random state. Yields the device."
     if images is not None:
-        _check_images(model, images)
+        check_images(model, images)
     if device is not None:
         model.to(device)
     tensors = [*model.parameters(), *model.buffers()]

@@ -19,7 +19,7 @@ from ..devices import batch_mean
 from ..measure.likelihood import iw_bound_from, log_weights
 from ..nn import check_image_shape, check_size, decoder, encoder, squash
 from ..optim import kl_schedule
-from ..prob import DiagonalNormal, StandardNormal, full_precision, kl_to_std, log1mexp, n_params
+from ..prob import SCALELESS, DiagonalNormal, StandardNormal, full_precision, kl_to_std, log1mexp, n_params
 from ..prob import likelihood as image_likelihood
 from ..steps import Model
 
@@ -86,7 +86,7 @@ class ImageHead(nn.Module):
         c, h, w = image_shape
         per = n_params(name, levels=levels, per_pixel=check_choice("scale", scale, SCALES) == "decoder")
         check_choice("out", out, [None, "sigmoid", "tanh"])
-        if name in ("bernoulli", "categorical") and (out or scale != "fixed"):
+        if name in SCALELESS and (out or scale != "fixed"):
             raise GenbookError(
                 f"likelihood: {name!r} takes logits and has no scale; out and scale must be left out, not {out!r} and {scale!r}"
             )
