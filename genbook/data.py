@@ -82,8 +82,8 @@ class Images(_Split):
     ):
         if x.dtype != torch.uint8 or x.ndim != 4 or len(x) != len(y):
             raise GenbookError(f"x: uint8 (n, c, h, w) with a label each is needed; got {x.dtype} {tuple(x.shape)} and {len(y)} labels")
-        if y.ndim != 1 or y.is_floating_point():
-            raise GenbookError(f"y: {y.dtype} {tuple(y.shape)}; allowed: one whole number an image, (n,)")
+        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
+            raise GenbookError(f"y: {getattr(y, 'dtype', type(y).__name__)}; allowed: a tensor of whole numbers, (n,)")
         if white is None and len(x) and (most := int(x.max())) >= levels:
             raise GenbookError(f"x: a pixel of {most}, but with {levels} levels the largest is {levels - 1}")
         self.x, self.y, self.levels, self.image_shape = x, y, levels, tuple(x.shape[1:])
@@ -174,10 +174,10 @@ def _labels(y, n):
     if y is None:
         return torch.zeros(n, dtype=torch.int64)
     try:
-        y = torch.as_tensor(np.asarray(y))
+        y = y if isinstance(y, Tensor) else torch.as_tensor(np.asarray(y))
     except (TypeError, ValueError):
         raise GenbookError(f"y: {y[0]!r} is no label; allowed: a whole number an image") from None
-    if y.ndim != 1 or y.is_complex() or (y < 0).any() or (y != y.round() if y.is_floating_point() else y.isnan()).any():
+    if y.ndim != 1 or y.is_complex() or not (y.double() % 1 == 0).all() or (y < 0).any():
         raise GenbookError(f"y: {y.dtype} {tuple(y.shape)}; allowed: one whole number of at least 0 an image, (n,)")
     return y.long()
 
@@ -305,14 +305,10 @@ class Batches:
         k: int | None = None,  # keys (k, b): k batches for one iteration, e.g. k critic steps
         workers: int | None = None,  # processes that decode streamed images; one less than there are cores, at most 8
     ):
-        if not hasattr(images, "from_key"):
-            raise GenbookError(f"images: {type(images).__name__} is no split of a data set; allowed: ds.train, or as_images(x, y)")
+        _check_batches(images, batch_size, 1 if k is None else k)
         self.images = images if device is None else images.to(find_device(device))
-        self.shape = (*([] if k is None else [_positive("k", k)]), _positive("batch_size", batch_size))
+        self.shape = (batch_size,) if k is None else (k, batch_size)
         self.step, (self.rank, self.processes) = math.prod(self.shape), process_rank()  # images a key
-        _divisible(batch_size, self.processes)
-        if self.step > len(images):
-            raise GenbookError(f"batch_size: {' times '.join(map(str, self.shape))} is more than the {len(images):,} images of the split")
         self.seed, self.epoch, self.pos = seed, 0, 0
         self.workers = min(8, max(1, (os.cpu_count() or 1) - 1)) if workers is None else workers
 
@@ -342,9 +338,14 @@ class Batches:
         self.seed, self.epoch, self.pos = (int(state[key]) for key in ("seed", "epoch", "pos"))
 
 # %% ../nbs/02_data.ipynb #e661299e
-def _divisible(batch_size, processes):
-    if batch_size % processes:
-        raise GenbookError(f"batch_size: {batch_size} is not a multiple of the {processes} devices")
+def _check_batches(images, batch_size, k):
+    "Raise `GenbookError` where there is no such key."
+    if not hasattr(images, "from_key"):
+        raise GenbookError(f"images: {type(images).__name__} is no split of a data set; allowed: ds.train, or as_images(x, y)")
+    if _positive("k", k) * _positive("batch_size", batch_size) > len(images):
+        raise GenbookError(f"batch_size: {f'{k} times ' * (k > 1)}{batch_size} is more than the {len(images):,} images of the split")
+    if batch_size % process_rank()[1]:
+        raise GenbookError(f"batch_size: {batch_size} is not a multiple of the {process_rank()[1]} devices")
 
 
 def _walk(batches):
@@ -395,5 +396,5 @@ def _ahead(batches):
 
 
 def _collate(records):
-    "Stack records, or pass the first message on. Arrays go through pipes; tensors would need shared memory, of which a container may have next to none."
+    "Stack records, or pass the first message on. Arrays come by pipes; tensors would need shared memory, which containers may lack."
     return next((r for r in records if isinstance(r, str)), None) or torch.stack(records).numpy()

@@ -142,7 +142,7 @@ class _Source:
             raise GenbookError(f"n_valid: {n_valid!r}, but this folder has {(self.part == 1).sum():,} validation images; leave n_valid out")
         return stratified(self.y, self.part, self.n_valid if n_valid is None else n_valid, self.n_test, seed)
 
-
+# %% ../nbs/03_datasets.ipynb #7d5e2507
 def _digits(root):
     from sklearn.datasets import load_digits
 

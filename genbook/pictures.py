@@ -55,8 +55,10 @@ def _opened(path):
         with Image.open(path, formats=[*_formats(), "TGA"]) as image:
             yield image
     except Exception as e:  # a damaged file raises nearly anything
-        why = "no image" if isinstance(e, UnidentifiedImageError) else f"{type(e).__name__}: {' '.join(str(e).split())}"
-        why = why if os.path.exists(path) and os.path.getsize(path) else "an empty file" if os.path.exists(path) else "not there"
+        kind = "" if isinstance(e, GenbookError) else f"{type(e).__name__}: "
+        why = "no image" if isinstance(e, UnidentifiedImageError) else kind + " ".join(str(e).split())
+        if not os.path.exists(path) or not os.path.getsize(path):
+            why = "an empty file" if os.path.exists(path) else "not there"
         raise GenbookError(f"data: {_shown(path)} cannot be read as an image ({_shown(why)})") from None
 
 # %% ../nbs/01_pictures.ipynb #0c8916ea
@@ -97,7 +99,7 @@ def read_image(
         square = ImageOps.fit(_rgb(ImageOps.exif_transpose(image)), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(square).transpose(2, 0, 1).copy())
 
-
+# %% ../nbs/01_pictures.ipynb #b784245e
 def _header(path):
     "Open an image file and look no further."
     with _opened(path):
@@ -270,7 +272,7 @@ def _split_level(folders, where):
 def find_pictures(
     where: Path,  # a folder
 ) -> Pictures:  # in the order of their paths
-    "Look through a folder. Raises `GenbookError` where there is no picture, where it cannot be read, and where it is not clear what its parts are."
+    "Look through a folder. Raises `GenbookError` where there is no picture, no right to read, or doubt about what is a split."
     left_out, files = Counter(), []
     for path in _walk(where, left_out):
         if _is_picture(path):
@@ -295,7 +297,7 @@ def counted(
     found: Counter,  # what -> how many
 ) -> str:  # e.g. "3 .heic, 1 .txt"
     "Counts as words, the most frequent first."
-    return ", ".join(f"{n:,} {what}" for what, n in found.most_common())
+    return ", ".join(f"{n:,} {what}" for what, n in sorted(found.items(), key=lambda item: (-item[1], item[0])))
 
 # %% ../nbs/01_pictures.ipynb #ead4b89c
 def _draw(y, n, generator):
@@ -330,7 +332,7 @@ def stratified(
 
 # %% ../nbs/01_pictures.ipynb #1d4c3e70
 def _damaged(files, size, stream, skip):
-    "The images, unless they are to be streamed, and which files cannot be read; of streamed ones the beginning has to do unless they are skipped."
+    "The images, unless they are to be streamed, and which files cannot be read: of streamed ones whole, or by their beginnings."
     if not stream:
         return _try_images(files, size)
     looks = _attempt(partial(read_image, size=size) if skip else _header, files)

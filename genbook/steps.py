@@ -174,7 +174,7 @@ class Weights:
         self.it.copy_(state["it"])
 
     def eval_model(self, batches: Any = None) -> nn.Module:
-        "A copy in eval mode; averaged weights get batch-norm statistics of their own from `batches`: `Batches`, a loader, a list of (x, y)."
+        "A copy in eval mode; averaged weights get batch-norm statistics of their own from `batches`: as for `fit`, or a list of (x, y)."
         model = copy.deepcopy(self.model)
         if self.ema is not None:
             self.ema.copy_to(self.averaged(model))
