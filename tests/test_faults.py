@@ -390,15 +390,14 @@ def test_a_file_of_experiments_that_is_wrong_gets_one_line(project, said, text, 
 
 
 def test_a_variant_wins_wherever_its_setting_stands(project):
-    for base, variant in (("params: {zdim: 2, text: a}", "params: {text: b}"), ("dataset: x", "params: {dataset: b}")):
-        (project / "experiments/12_x.yaml").write_text(
-            f"notebook: 11_quick\nexperiments: {{a: {{{base}, variants: {{v: {{{variant}}}}}}}}}\n"
-        )
-        assert "b" in get_experiment("a-v").params.values()
-    (project / "experiments/12_x.yaml").write_text(
-        "notebook: 11_quick\nexperiments: {a: {params: {dataset: x}, variants: {v: {dataset: b}}}}\n"
-    )
-    assert get_experiment("a-v").params == {"dataset": "b"}
+    def variant(base, changes):
+        text = f"{{a: {{{base}, variants: {{v: {{{changes}}}}}}}}}"
+        (project / "experiments/12_x.yaml").write_text(f"notebook: 11_quick\nexperiments: {text}\n")
+        return get_experiment("a-v").params
+
+    assert variant("params: {zdim: 2, text: a}", "params: {text: b}") == {"zdim": 2, "text": "b"}
+    assert variant("dataset: x", "params: {dataset: b}") == {"dataset": "b"}
+    assert variant("params: {dataset: x}", "dataset: b") == {"dataset": "b"}
 
 
 @pytest.mark.parametrize(
@@ -457,14 +456,14 @@ def test_a_parameters_cell_that_is_wrong_gets_one_line(project, said, line, word
     assert code == 2 and words in err and len(err.splitlines()) == 1, err
 
 
-@pytest.mark.parametrize("change", ["metadata", "id", "tags"])
+@pytest.mark.parametrize("change", ["metadata", "id", "tags", "outputs"])
 def test_notebooks_of_other_programs_run(project, change):
     nb = read(project / "nbs/11_quick.ipynb")
     for c in nb["cells"][1:]:
         if change == "tags":
             c["metadata"]["tags"] = None
         else:
-            del c[change]
+            c.pop(change, None)
     (project / "mine-Copy1.ipynb").write_text(json.dumps(nb))
     (job,) = expand(get_experiment("mine-Copy1.ipynb"), {"steps": 20})
     outcome = launch.execute(job, project / "runs", 1)
@@ -482,6 +481,7 @@ def test_the_section_of_a_run_is_known(project):
     (project / "metrics.jsonl").write_text('{"step": 3, "of": 4}\n')
     assert grid.progress_of(project) == {"section": "Train, look", "step": 3, "of": 4} and read(status)["state"] == "running"
     note(cell=nbformat.v4.new_code_cell("injected"), cell_index=1)
+    assert grid.progress_of(project)["section"] == "Train, look"
 
 
 # ---- kills
@@ -514,12 +514,8 @@ def kill_at_random(project, times, longest):
         found = {r["run_id"]: r["metrics"]["mse"]["value"] for r in results.load("quick-grid")}
         assert ended.items() <= found.items(), (ended, found, now)
         ended = found
-    broken = [name for name, state in states(project).items() if state in ("stopped", "failed")]
-    assert sorted(broken) == sorted(
-        j.id
-        for j in expand(get_experiment("quick-grid"), {"slow": 0.03, "every": 5})
-        if launch.has_failed(project / "runs/quick-grid" / j.id)
-    )
+    todo = expand(get_experiment("quick-grid"), {"slow": 0.03, "every": 5})
+    broken = [j for j in todo if launch.has_failed(project / "runs/quick-grid" / j.id)]
     code, out, err = genbook(project, *args, "--retry-failed")
     assert code == 0 and len(out.split("done    ")) - 1 == len(broken), out + err
     code, out, err = genbook(project, *args)
@@ -550,5 +546,5 @@ def test_a_run_on_a_full_disk_is_no_longer_running(project, monkeypatch):
     assert outcome.state == "failed" and "No space left on device" in outcome.error
     assert read(outcome.dir / "status.json")["state"] == "running"  # which nothing could replace
     assert launch.state_of(outcome.dir) == "stopped" and launch.has_failed(outcome.dir)
-    monkeypatch.undo()
+    monkeypatch.setattr(launch, "write_atomic", write)
     assert execute(project, "quick", steps=20).state == "done" and not launch.has_failed(outcome.dir)

@@ -414,9 +414,8 @@ def test_killed_grid_ends_its_workers_and_goes_on(project):
 def test_hanging_kernel_meets_the_time_limit(project):
     began = time.time()
     outcome = execute(project, "quick", limit=4, slow=30.0)
-    assert (
-        outcome.state == "failed" and "stopped after 4 seconds, the time limit" in outcome.error and time.time() - began < 9000
-    )  # of all its iterations
+    assert outcome.state == "failed" and "stopped after 4 seconds, the time limit" in outcome.error
+    assert time.time() - began < 30 * 300 / 2  # of all iterations
 
 
 def test_stopping_is_clean_and_a_second_start_goes_on(project):

@@ -251,6 +251,19 @@ def _sockets():
     return tempfile.TemporaryDirectory(prefix="genbook-", dir=place if len(place) < 60 else "/tmp")
 
 
+def _read(source):
+    "A notebook, with what other programs leave out of its cells."
+    import nbformat
+
+    raw = {"metadata": {}} | json.loads(source.read_text(encoding="utf-8"))
+    for i, c in enumerate(raw["cells"]):
+        c["metadata"] = {k: v for k, v in (c.get("metadata") or {}).items() if v is not None}
+        given = {"id": f"cell-{i}"} if (raw.get("nbformat"), raw.get("nbformat_minor", 0)) >= (4, 5) else {}
+        given |= {"source": ""} | ({"outputs": [], "execution_count": None} if c["cell_type"] == "code" else {})
+        c |= {k: v for k, v in given.items() if k not in c}
+    return nbformat.reads(json.dumps(raw), 4)
+
+
 def _section_of(nb, path):
     "What writes down, as a cell starts, in which section it is."
     section, of = "", {}
@@ -281,8 +294,7 @@ def _papermill(source, folder, params, threads, runs, limit, whole=True):
     os.environ["GENBOOK_KERNEL_LOG"] = str(folder / "kernel.log")
     out, where, end = folder / "notebook.ipynb", {"run_dir": str(folder.resolve())}, time.time() + (limit or 0)
     try:
-        nb = nbformat.read(source, 4)
-        nb = nb if whole else lean(nb)
+        nb = _read(source) if whole else lean(_read(source))
         with _sockets() as sockets:  # files instead of ports: nothing listens
             config = Config(KernelManager={"transport": "ipc", "ip": f"{sockets}/kernel"})
             kernel = {"kernel_name": "python3", "language": "python", "config": config, "extra_arguments": ["--log-level=50"]}

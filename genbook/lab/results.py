@@ -97,10 +97,11 @@ def _fault(result):
 def _each_once(found):
     "Of results of the same run, or with the same settings and data, the best one: of its own folder, and the newest."
     at_home = lambda r: r["folder"] is not None and r["folder"].name == r["run_id"]
-    best = sorted(found, key=lambda r: (r["folder"] is not None, at_home(r), r.get("finished") or ""))
-    runs = {(r["experiment"], r["run_id"]): r for r in best}
-    of = lambda r: json.dumps([r["experiment"], r.get("notebook"), r["params"], r.get("content")], sort_keys=True)
-    return {of(r): r for r in runs.values()}.values()
+    rank = lambda r: (r["folder"] is not None, at_home(r), r.get("finished") or "")
+    about = lambda r: json.dumps([r["experiment"], r.get("notebook"), r["params"], r.get("content")], sort_keys=True)
+    for of in (lambda r: (r["experiment"], r["run_id"]), about):
+        found = {of(r): r for r in sorted(found, key=rank)}.values()
+    return found
 
 
 def check_result(
