@@ -101,9 +101,17 @@ class Comparison(NamedTuple):
     than: Place
 
     def sides(self, results: list[dict]) -> tuple[dict | list, dict | list]:
-        "The values of what is said to be smaller and of what is said to be larger, by seed."
-        low, high = (p.by_seed(results) for p in ((self.than, self.of) if self.relation == "more" else (self.of, self.than)))
+        "The values of what is said to be smaller and of what is said to be larger, by seed; of bounds the upper ones and the lower ones."
+        low, high = (self.than, self.of) if self.relation == "more" else (self.of, self.than)
+        if self.bounded:
+            return _bounds(low, results)[1], _bounds(high, results)[0]
+        low, high = low.by_seed(results), high.by_seed(results)
         return (_off(low), _off(high)) if self.relation == "closer" else (low, high)
+
+    @property
+    def bounded(self) -> bool:
+        "Is it about what is known by bounds alone?"
+        return self.of.metric in BOUNDS and self.relation in ("less", "more")
 
     @property
     def how(self) -> str:
@@ -112,18 +120,18 @@ class Comparison(NamedTuple):
 
     def verdict(self, results: list[dict]) -> str:
         'What `tables.verdict` says, or "no run"; of bounds what follows from them.'
-        low, high = (self.than, self.of) if self.relation == "more" else (self.of, self.than)
-        if self.of.metric not in BOUNDS or self.how == "deviation" or not (self.of.runs(results) and self.than.runs(results)):
-            return verdict(*self.sides(results), of=self.how)
-        (low_least, low_most), (high_least, high_most) = (_bounds(p, results) for p in (low, high))
-        said = [verdict(low_most, high_least), verdict(high_most, low_least)]
-        capped = any(bound(r["metrics"], p.metric[0]) for p in (low, high) for r in p.runs(results))
-        return "upheld" if said[0] == "upheld" else "not upheld" if said[1] == "upheld" else "not decided" + ": capped" * capped
+        said, turned = verdict(*self.sides(results), of=self.how), {"less": "more", "more": "less"}.get(self.relation)
+        if not self.bounded or said in ("upheld", "no run"):
+            return said
+        if verdict(*self._replace(relation=turned).sides(results)) == "upheld":
+            return "not upheld"
+        capped = any(bound(r["metrics"], p.metric[0]) for p in (self.of, self.than) for r in p.runs(results))
+        return "not decided" + ": capped" * capped
 
     def least(self, results: list[dict]) -> str:
         "The smallest difference, or ratio of deviations, that would have been decided with these runs, in words."
         found = decides(*self.sides(results), of=self.how)
-        return "–" if found is None else f"{found[2]:.2g}" if self.how == "mean" else f"a ratio of {found[2]:.2g}"
+        return "–" if found is None else f"{found[2]:.2g}" if self.how == "mean" else f"{found[2]:.2g} times"
 
     def numbers(self, results: list[dict]) -> str:
         "Both sides in words."
