@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 
 from ..core import METRICS, GenbookError, check_choice, nearest, project_root
 from .experiments import Experiment, load_experiments, members, read_yaml
-from .tables import cell, verdict
+from .results import bound, copied
+from .tables import cell, decides, verdict
 
 # %% ../../nbs/lab/16_claims.ipynb #418bdea2
 @dataclass(frozen=True)
@@ -88,21 +89,49 @@ def _known(word):
     return word.partition("/")[0].partition("__")[0] in METRICS
 
 # %% ../../nbs/lab/16_claims.ipynb #92c52c2d
-RELATIONS = ("less", "more", "steadier")
+RELATIONS = ("less", "more", "steadier", "closer")
 
 
 class Comparison(NamedTuple):
-    "The first place is less, more or steadier than the second."
+    "The first place is less, more, steadier, or closer to one, than the second."
 
     relation: str  # one of `RELATIONS`
     metric: str  # in which
     of: Place
     than: Place
 
+    def sides(self, results: list[dict]) -> tuple[dict | list, dict | list]:
+        "The values of what is said to be smaller and of what is said to be larger, by seed; of bounds the upper ones and the lower ones."
+        low, high = (self.than, self.of) if self.relation == "more" else (self.of, self.than)
+        if self.bounded:
+            return _bounds(low, results)[1], _bounds(high, results)[0]
+        low, high = low.by_seed(results), high.by_seed(results)
+        return (_off(low), _off(high)) if self.relation == "closer" else (low, high)
+
+    @property
+    def bounded(self) -> bool:
+        "Is it about what is known by bounds alone?"
+        return self.of.metric in BOUNDS and self.relation in ("less", "more")
+
+    @property
+    def how(self) -> str:
+        'What is compared, as for `tables.verdict`: "mean" or "deviation".'
+        return "deviation" if self.relation == "steadier" else "mean"
+
     def verdict(self, results: list[dict]) -> str:
-        'What `tables.verdict` says, or "no run".'
-        low, high = (p.by_seed(results) for p in ((self.than, self.of) if self.relation == "more" else (self.of, self.than)))
-        return verdict(low, high, of="deviation" if self.relation == "steadier" else "mean")
+        'What `tables.verdict` says, or "no run"; of bounds what follows from them.'
+        said, turned = verdict(*self.sides(results), of=self.how), {"less": "more", "more": "less"}.get(self.relation)
+        if not self.bounded or said in ("upheld", "no run"):
+            return said
+        if verdict(*self._replace(relation=turned).sides(results)) == "upheld":
+            return "not upheld"
+        capped = any(bound(r["metrics"], p.metric[0]) for p in (self.of, self.than) for r in p.runs(results))
+        return "not decided" + ": capped" * capped
+
+    def least(self, results: list[dict]) -> str:
+        "The smallest difference, or ratio of deviations, that would have been decided with these runs, in words."
+        found = decides(*self.sides(results), of=self.how)
+        return "–" if found is None else f"{found[2]:.2g}" if self.how == "mean" else f"{found[2]:.2g} times"
 
     def numbers(self, results: list[dict]) -> str:
         "Both sides in words."
@@ -114,10 +143,11 @@ class Comparison(NamedTuple):
         if not values:
             return f"{p.experiment}: not run"
         spread = statistics.stdev(values) if len(values) > 1 else None
-        text = cell({"mean": statistics.fmean(values), "sd": spread, "se": None})
+        text = cell({"mean": statistics.fmean(values), "sd": spread, "se": None, "bound": bound(runs[0]["metrics"], p.metric[0])})
         if self.relation == "steadier" and spread:
             text = f"{100 * statistics.stdev(map(math.log, values)):.0f} % of {statistics.fmean(values):.3g}"
-        return f"{text} ({p}, n = {len(values)}{', changed' * any(r.get('changed') for r in runs)})"
+        copies = sum(map(copied, runs))
+        return f"{text} ({p}, n = {len(values)}{', changed' * any(r.get('changed') for r in runs)}{f', copies in {copies}' * bool(copies)})"
 
 
 def overall(
@@ -131,6 +161,28 @@ def overall(
     said = [word for word in said if word != "no run"] or ["no run"]
     counts = {word: said.count(word) for word in sorted({*said})}
     return said[0] if len(counts) == 1 else ", ".join(f"{word} ({n} of {len(said)})" for word, n in counts.items())
+
+# %% ../../nbs/lab/16_claims.ipynb #7be1c2aa
+BOUNDS = {  # metric: (its lower bound, its upper bound), each as recorded, and where it is not, from the divergence
+    ("mutual_information",): (("mutual_information", None), ("mutual_information__upper", 1.0)),
+    ("aggregate_kl",): (("aggregate_kl__lower", 0.0), ("aggregate_kl", None)),
+}
+
+
+def _bounds(p, results):
+    "The lower and the upper bound of each run of a place, by seed."
+    found = []
+    for name, share in BOUNDS[p.metric]:
+        value = lambda m, name=name, share=share: m[name]["value"] if name in m else share * m["kl"]["value"]
+        runs = p.runs(results)
+        found.append({r["flat"].get("seed", i): value(r["metrics"]) for i, r in enumerate(runs)})
+    return found
+
+
+def _off(values):
+    "By how much each is off one, as a factor."
+    off = lambda v: abs(math.log(v)) if v > 0 else math.inf
+    return {seed: off(v) for seed, v in values.items()} if isinstance(values, dict) else [off(v) for v in values]
 
 # %% ../../nbs/lab/16_claims.ipynb #7bc054ae
 REPORTS = ("S0", "S1", "S2", "S3", "S4")

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['frechet_gaussians', 'frechet_distance', 'frechet_classifier', 'frechet_floor', 'label_accuracy', 'frechet_bias',
-           'Extrapolation', 'frechet_curve', 'mmd', 'kid', 'precision_recall', 'density_coverage']
+           'Extrapolation', 'frechet_at', 'frechet_curve', 'mmd', 'kid', 'precision_recall', 'density_coverage']
 
 # %% ../../nbs/measure/04_distances.ipynb #5e35ca08
 from collections.abc import Iterator
@@ -146,6 +146,21 @@ class Extrapolation(NamedTuple):
         return self.infinity + self.slope / n
 
 
+def frechet_at(
+    features_a: Tensor,  # of samples, (n, f)
+    features_b: Tensor,  # of real images, (m, f)
+    size: int,  # number of samples
+    *,
+    both: bool = False,  # take as few real images as samples; otherwise all of them
+    draws: int = 3,  # over which the mean is taken
+    seed: int = 0,
+) -> float:
+    "The distance that fewer samples have, mean over draws."
+    a, b = _pair(features_a, features_b)
+    pairs = zip(_draws(len(a), size, draws, seed), _draws(len(b), size if both else len(b), draws, seed + 1), strict=True)
+    return sum(frechet_distance(a[i.to(a.device)], b[j.to(a.device)]) for i, j in pairs) / draws
+
+
 def frechet_curve(
     features_a: Tensor,  # of samples, (n, f)
     features_b: Tensor,  # of real images, (m, f)
@@ -155,18 +170,16 @@ def frechet_curve(
     draws: int = 3,  # of each size
     seed: int = 0,
 ) -> Extrapolation:
-    "The distance against n with its fit by a line in 1/n (Chong & Forsyth 2020); raises `GenbookError` for fewer than 3f samples."
+    """The distance against n with its fit by a line in 1/n (Chong & Forsyth 2020); raises `GenbookError` for fewer than 3f samples.
+
+    The line has no error: the points share their images, and what the line does not fit is no accident."""
     a, b = _pair(features_a, features_b)
     n, least = min(len(a), len(b)) if both else len(a), 2 * a.shape[1]
     if max(sizes or [n]) < 1.5 * least:  # a line through points of which none has enough images says nothing of infinity
         what = f"sizes: {max(sizes):,} is" if sizes else f"features_a: {n:,} are"
         raise GenbookError(f"{what} too few for {a.shape[1]} features; a line in 1/n needs at least {3 * a.shape[1]:,}")
     sizes = sizes or torch.linspace(max(n // 5, least), n, 8).int().tolist()
-    values = []
-    for size in sizes:
-        pairs = zip(_draws(len(a), size, draws, seed), _draws(len(b), size if both else len(b), draws, seed + 1), strict=True)
-        each = [frechet_distance(a[i.to(a.device)], b[j.to(a.device)]) for i, j in pairs]
-        values.append(sum(each) / draws)
+    values = [frechet_at(a, b, size, both=both, draws=draws, seed=seed) for size in sizes]
     inverse = torch.stack([torch.ones(len(sizes)), 1 / torch.tensor(sizes)], 1).double()
     infinity, slope = torch.linalg.lstsq(inverse, torch.tensor(values).double()[:, None]).solution.flatten().tolist()
     return Extrapolation(infinity, slope, list(sizes), values)
