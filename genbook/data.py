@@ -82,8 +82,8 @@ class Images(_Split):
     ):
         if x.dtype != torch.uint8 or x.ndim != 4 or len(x) != len(y):
             raise GenbookError(f"x: uint8 (n, c, h, w) with a label each is needed; got {x.dtype} {tuple(x.shape)} and {len(y)} labels")
-        if not isinstance(y, Tensor) or y.ndim != 1 or y.is_floating_point():
-            raise GenbookError(f"y: {getattr(y, 'dtype', type(y).__name__)}; allowed: a tensor of whole numbers, (n,)")
+        if not isinstance(y, Tensor) or y.ndim != 1:
+            raise GenbookError(f"y: {tuple(getattr(y, 'shape', ()))} {type(y).__name__}; allowed: a tensor of whole numbers, (n,)")
         if white is None and len(x) and (most := int(x.max())) >= levels:
             raise GenbookError(f"x: a pixel of {most}, but with {levels} levels the largest is {levels - 1}")
         self.x, self.y, self.levels, self.image_shape = x, y, levels, tuple(x.shape[1:])

@@ -116,13 +116,13 @@ def check_images(
         raise GenbookError(f"images: {type(images).__name__} is neither a tensor nor a split of a data set; allowed: ds.test, for example")
     size = tuple(images.shape[1:] if isinstance(images, Tensor) else images.image_shape)
     levels, shape, found = getattr(model, "levels", None), getattr(model, "image_shape", size), getattr(images, "levels", None)
-    if None not in (levels, found) and levels != found:
+    likely = hasattr(model, "posterior") or hasattr(model, "log_prob")
+    if (likely or hasattr(model, "likelihood")) and None not in (levels, found) and levels != found:
         raise GenbookError(f"images: {found} levels, but the model was made for {levels}")
     if tuple(shape) != size:
         raise GenbookError(f"images: shape {size}, but the model was made for {tuple(shape)}")
     if isinstance(images, Tensor) and levels is not None:  # a density without levels takes any finite number
         _check_values(images, levels)
-        likely = hasattr(model, "posterior") or hasattr(model, "log_prob")
         if likely and getattr(model, "discrete", True) and (steps := images * (levels - 1)).sub(steps.round()).abs().max() > 0.01:
             raise GenbookError(f"images: values between the {levels} levels of the model; allowed: multiples of 1/{levels - 1}")
     elif isinstance(images, Tensor) and not images.isfinite().all():

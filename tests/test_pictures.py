@@ -306,7 +306,7 @@ def test_labels_that_are_none(y):
 
 
 def test_images_and_batches_of_something_else():
-    for y, kind in ((torch.eye(3), "torch.float32"), ([0, 1, 2], "list"), (np.arange(3), "int64")):
+    for y, kind in ((torch.eye(3), "(3, 3) Tensor"), ([0, 1, 2], "() list"), (np.arange(3), "(3,) ndarray")):
         one_line(lambda y=y: Images(torch.zeros(3, 1, 8, 8, dtype=torch.uint8), y), f"y: {kind}")
     one_line(lambda: Batches(torch.rand(9, 1, 8, 8), 3), "images: Tensor is no split", "as_images(x, y)")
 
