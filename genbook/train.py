@@ -265,7 +265,10 @@ def _begin(step, batches, stop, run, name, steps, log):
 
 def _same_start(step, batches, state, path):
     "Raise `GenbookError` unless the first steps, made again, are those of the checkpoint's training; its state replaces theirs afterwards."
-    first, n = state["history"]["first"], 2
+    lacking = {"it", "step", "batches", "stop", "rng", "history", "device"} - state.keys()
+    if lacking:
+        raise GenbookError(f"checkpoint: {path} is of another version, without {min(lacking)}; delete it to train from the start")
+    first, n = state["history"].get("first", {}), 2
     if process_rank()[1] > 1 or state["device"] != step.device.type or min(map(len, first.values()), default=0) < n:
         return
     before, again = rng_state(), []

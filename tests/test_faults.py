@@ -484,6 +484,29 @@ def test_the_section_of_a_run_is_known(project):
     assert grid.progress_of(project)["section"] == "Train, look"
 
 
+@pytest.mark.parametrize("key", ["device", "batches", "rng"])
+def test_a_checkpoint_of_another_version_gets_one_line(tmp_path, key):
+    import torch
+
+    from genbook.lab.training import Training
+
+    def fit():
+        run = runs.Run(tmp_path)
+        try:
+            Training("vae", "digits", None, "mlp_digits", {"kl": "constant"}, {"steps": 4, "warmup": 0}, {}, 0, "cpu").fit(
+                run, progress=False
+            )
+        finally:
+            run._lock.close()
+
+    fit()
+    path = tmp_path / "checkpoint/main.pt"
+    state = torch.load(path, weights_only=True)
+    torch.save({k: v for k, v in state.items() if k != key}, path)
+    with pytest.raises(GenbookError, match=f"main.pt is of another version, without {key}; delete it"):
+        fit()
+
+
 # ---- kills
 
 

@@ -201,7 +201,7 @@ def budget(
 _KINDS = {k: f.type for k, f in Experiment.__dataclass_fields__.items() if k != "name"}
 _BESIDE = ("dataset", "size", "config")
 
-
+# %% ../../nbs/lab/01_experiments.ipynb #1a6b7c21
 def _checked(where, name, entry):
     "The settings of an entry and its variants, or `GenbookError`."
     if not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", str(name)) or ".." in str(name):

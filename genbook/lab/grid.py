@@ -60,7 +60,7 @@ def run_jobs(
             force = False  # what died goes on
     return [outcomes[i] for i in range(len(jobs))]
 
-
+# %% ../../nbs/lab/05_grid.ipynb #4d9eaf54
 def _usable(runs):
     "Raise `GenbookError` where runs cannot be written, or not locked."
     try:
@@ -128,7 +128,7 @@ def _groups(devices, gpus):
         raise GenbookError(f"devices: {devices}, but {there}")
     return [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
 
-
+# %% ../../nbs/lab/05_grid.ipynb #5eafb065
 @contextmanager
 def _pool(workers, groups):
     "Local processes, each with a group of GPUs of its own as far as there are enough; killed where anything else than a run goes wrong."

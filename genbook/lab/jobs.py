@@ -309,7 +309,7 @@ def _model(job, read, notes):
         total = how.total(Batches(data.train, how.batch_size, k=k).steps_per_epoch)
         notes |= {f"{job.experiment}: {note}": None for note in overlong(how, model, total)}
 
-
+# %% ../../nbs/lab/03_jobs.ipynb #2b7c8d32
 def overlong(
     how: Any,  # a `Train`
     model: Any,  # that is trained

@@ -84,7 +84,9 @@ def settle(
             write_atomic(folder / "status.json", json.dumps(status | {"state": state, "error": why}) + "\n")
 
 
-def one_line(e: BaseException) -> str:
+def one_line(
+    e: BaseException,  # of any kind
+) -> str:
     "An exception in one line."
     return ": ".join(filter(None, [type(e).__name__, next(iter(str(e).strip().splitlines()), "")]))
 
@@ -278,7 +280,7 @@ def _section_of(nb, path):
 
     return note
 
-
+# %% ../../nbs/lab/04_launch.ipynb #3c8d9e43
 def _papermill(source, folder, params, threads, runs, limit, whole=True):
     "Execute a notebook into its folder, in at most `limit` seconds; the error in one line, or an empty string."
     import logging

@@ -57,7 +57,7 @@ def load(
 ) -> list[dict]:  # results, each with `folder` (None for a kept one) and `changed`, which is why it reads so or empty
     """The finished runs of an experiment, those of `runs/` before those of `results/`, ordered by their parameters.
 
-    A run is what its result says it is, whatever the name of its folder, and counts once; what cannot be read is left out with a warning."""
+    A run is what its result says it is, not the name of its folder, and counts once; what cannot be read is left out with a warning."""
     root, runs = root or project_root(), Path(runs) if runs else runs_root()
     places = [(p, None) for p in (root / "results").glob(f"{experiment or '*'}/*.json")]
     if not kept:
@@ -78,7 +78,7 @@ def load(
     order = lambda r: (r["experiment"], json.dumps(r["params"], sort_keys=True))
     return sorted(_each_once(found), key=order)
 
-
+# %% ../../nbs/lab/06_results.ipynb #6fb0c176
 def _fault(result):
     "Why a result cannot be shown; empty for a good one."
     kinds = {"experiment": str, "run_id": str, "params": dict, "metrics": dict, "minutes": (int, float), "device": str}
@@ -103,7 +103,7 @@ def _each_once(found):
         found = {of(r): r for r in sorted(found, key=rank)}.values()
     return found
 
-
+# %% ../../nbs/lab/06_results.ipynb #70c1d287
 def check_result(
     result: dict,  # as in a `result.json`
     root: Path | None = None,
