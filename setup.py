@@ -24,7 +24,7 @@ setup(
     package_data={"genbook": ["assets/**", "py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid")},
+    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid", "peers")},
     entry_points={
         "console_scripts": ["genbook=genbook.lab.cli:main"],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

@@ -1,5 +1,6 @@
 "Fidelity: what a notebook should not check. The cache, independent implementations, chunks, false alarms, Inception without its weights."
 
+import dataclasses
 import json
 import math
 import sys
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from genbook import data, datasets
-from genbook.core import GenbookError
+from genbook.core import GenbookError, metric
 from genbook.measure import copies, distances, inception, judge, variety
 from genbook.measure import protocol as measuring
 from genbook.measure.cache import cache_root
@@ -400,6 +401,30 @@ def test_fid_of_images_in_memory(stub, digits):
     fid(samples, changed, subsets=2, device="cpu")
     assert stub.seen == 160 + 110
     assert inception_features(digits.test, device="cpu")["2048"].shape == (360, 16)  # grey, 17 levels
+
+
+def test_floors_are_of_as_many_images_as_the_samples(monkeypatch, digits):
+    "Of as many test images; where there are fewer, only what does not depend on the number, or is of 1,000 on both sides."
+    asked = []
+
+    def fake(images, real, **_):
+        asked.append(len(images))
+        names = ("fid", "fid__n1000", "kid", "precision")
+        return {name: metric(name.partition("__")[0], 1.0, n=len(images)) for name in names}
+
+    monkeypatch.setattr(measuring, "fid", fake)
+    monkeypatch.setattr(measuring, "classifier", lambda *_, **__: None)
+    single = dataclasses.replace(digits, classes=("all",))
+    model = one_of(digits.train.float()[0])
+    model.make = lambda n, g: digits.train.float()[0][torch.randint(1000, (n,), generator=g)]
+    for fid_n, floors in (
+        (200, {"fid__floor", "fid__n1000_floor", "kid__floor", "precision__inception_floor"}),
+        (500, {"fid__n1000_floor", "kid__floor"}),
+    ):
+        asked.clear()
+        _, found = protocol(model, single, n=50, fid_n=fid_n, device="cpu")
+        assert {name for name in found if name.endswith("floor")} == floors and asked == [fid_n, min(fid_n, 360)]
+        assert all(found[name].n == found[name.removesuffix("__floor").removesuffix("_floor")].n for name in floors if fid_n == 200)
 
 
 def one_line(call, *words):

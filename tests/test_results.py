@@ -179,6 +179,8 @@ def test_verdict_is_the_t_test_and_the_f_test(seed):
     t = stats.ttest_rel(high[:k], low[:k])
     paired = tables.verdict(dict(enumerate(low[:k])), dict(enumerate(high[:k])))
     assert paired == ("not decided" if t.pvalue > 0.05 else "upheld" if t.statistic > 0 else "not upheld")
+    gap, below, above = tables.decides(low, high)
+    assert [gap - above, gap - below] == pytest.approx(list(stats.ttest_ind(high, low, equal_var=False).confidence_interval()))
     ratio = np.var(np.log(high), ddof=1) / np.var(np.log(low), ddof=1)
     p = 2 * min(stats.f.cdf(ratio, m - 1, n - 1), stats.f.sf(ratio, m - 1, n - 1))
     assert tables.verdict(low, high, of="deviation") == ("not decided" if p > 0.05 else "upheld" if ratio > 1 else "not upheld")
@@ -244,3 +246,34 @@ def test_kept_results_decide_some_of_the_claims():
     assert said["the GAN does not match the fidelity of the VAE"] == "not upheld"
     assert said["the GAN produces the most visually appealing samples"] == "not decided (1 of 3), upheld (2 of 3)"
     assert said["1,000 epochs go on improving the GAN"] == "no test"
+    assert said["feature matching reduces collapse"] == "not decided (1 of 2), not upheld (1 of 2)"  # 1.18 to 1.31 is away from 1
+
+
+def test_what_is_capped_decides_nothing():
+    "Of the kept results the information of a weight of 0.1 is log n, whatever it is; that of a weight of 4 is below that of 1 for certain."
+    found, known = claims.load_claims(ROOT), results.load(root=ROOT, kept=True)
+    said = {c.says: claims.overall(c.tests, known) for c in found.concluded if c.study == "kl-schedules"}
+    assert said["a weight of 0.1 buys information"] == said["and takes the codes away from the prior"] == "not decided: capped"
+    assert said["a weight of 4 sells information"] == "upheld"
+    marked = {(r["experiment"], name) for r in known for name in r["metrics"] if results.bound(r["metrics"], name)}
+    assert ("vae-mlp-mnist", "aggregate_kl") in marked and not any(name.startswith("evaluate-fvae") for name, _ in marked)
+    (row,) = results.summary([r for r in known if r["experiment"] == "vae-mlp-mnist"])
+    assert tables.cell(row["metrics"]["mutual_information"]).startswith("≥ 9.187") and tables.cell(row["metrics"]["kl"])[0] != "≤"
+
+
+def test_copies_are_said_where_a_distance_is():
+    "All three seeds of five critic steps are flagged, and none of three."
+    known = [r for r in results.load(root=ROOT, kept=True) if r["experiment"] == "gan-k-digits"]
+    assert [results.copied(r) for r in known if r["flat"]["train.k"] == 5] == [True] * 3
+    five, three = (claims.place(f"gan-k-digits k={k} frechet_classifier", experiments.load_experiments(ROOT)) for k in (5, 3))
+    numbers = claims.Comparison("less", "frechet_classifier", five, three).numbers(known)
+    assert "k=5, n = 3, copies in 3)" in numbers and "k=3, n = 3)" in numbers
+    notes = [row[-1] for t in tables.tables(results.summary(known)) for row in t.rows if row[0] != tables.REAL]
+    assert {*notes} == {"", "copies in 3 of 3 runs"}
+
+
+def test_every_comparison_says_what_it_could_have_seen():
+    found, known = claims.load_claims(ROOT), results.load(root=ROOT, kept=True)
+    for test in (t for c in found.concluded for t in c.tests):
+        said, least = test.verdict(known), test.least(known)
+        assert (least == "–") == (said in ("no run", "not decided (one seed)")), (test, said, least)
