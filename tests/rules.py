@@ -413,7 +413,7 @@ def parameters(book):
                 yield f"{c}: no {', '.join(missing)}"
             elif n.chapter and "model_args" in names and names != NINE:
                 yield f"{c}: {', '.join(names)}; a chapter has {', '.join(NINE)}"
-            if c.exported or c.options:
+            if c.exported or set(c.options) - {"hide"}:
                 yield f"{c}: options or export"
             for node in c.body:
                 if not _is_parameter(node):
@@ -501,29 +501,40 @@ def documented(book):
                     yield f"{c}: {node.name}.{f.name} has no docstring"
 
 
-SECTIONS = [  # of a chapter, after title, parameters and imports
+NOT_YET_EDITED = (  # chapters that are not lessons yet: without reports and summary, their results printed as dicts
+    "models/10_ae",
+    "models/20_flows",
+    "models/22_flow_vae",
+    "models/23_fvae",
+    "models/30_gan",
+    "models/31_wgan",
+    "models/32_cgan",
+)
+SECTIONS = [  # of a chapter, after title, goals and the first picture
     ("the idea", r"idea"),
     ("derivation", r"deriv"),
     ("building blocks", r"building blocks?"),
     ("the model", r"\bmodels?\b"),
     ("does it agree with theory?", r"agrees? with theory"),
     ("train, look, measure", r"train"),
-    ("what is measured", r"measured"),
-    ("implementation notes", r"notes"),
+    ("what the reports did", r"reports"),
+    ("summary", r"summary"),
     ("exercises", r"exercises"),
+    ("notes", r"notes"),
     ("references", r"references"),
 ]
 
 
 @rule
-def ten_sections(book):
-    "A chapter has a title with one line of summary, then its ten sections in order; studies, if any, follow the training."
+def sections_in_order(book):
+    "A chapter has a title with one line of summary, then its sections in order; studies, if any, follow the training."
     for n in book.notebooks:
         first = n.cells[0].source if n.cells else ""
         if not re.match(r"# \S.*\n\n> \S", first):
             yield f"{n.name}: does not begin with a title and a one-line summary"
         every = headings = [h for c in n.markdown for h in re.findall(r"(?m)^## +(.+)$", c.source)] if n.chapter else []
-        for name, pattern in SECTIONS if n.chapter else ():
+        wanted = SECTIONS[:6] if n.name in NOT_YET_EDITED else SECTIONS
+        for name, pattern in wanted if n.chapter else ():
             at = next((i for i, h in enumerate(headings) if re.search(pattern, h, re.I)), None)
             if at is None:
                 yield f"{n.name}: no section {name!r} in its place"
@@ -531,6 +542,20 @@ def ten_sections(book):
                 headings = headings[at + 1 :]
         if "Studies" in every and not re.search(r"train", every[every.index("Studies") - 1], re.I):
             yield f"{n.name}: the studies do not follow the training"
+
+
+@rule
+def results_are_tables(book):
+    "A chapter prints no dict: what it has measured is a table, with units and no more digits than are sure."
+    for c in (c for n in book.notebooks if n.chapter and n.name not in NOT_YET_EDITED for c in n.code):
+        last = c.body[-1] if c.body else None
+        value = last.value if isinstance(last, ast.Expr) else None
+        while isinstance(value, ast.BinOp):  # {...} | {...}
+            value = value.left
+        alone = [o["data"]["text/plain"] for o in c.raw.get("outputs", []) if set(o.get("data", {})) == {"text/plain"}]
+        printed = [o["text"] for o in c.raw.get("outputs", []) if o["output_type"] == "stream"]
+        if isinstance(value, (ast.Dict, ast.DictComp)) or any("".join(text).lstrip().startswith("{") for text in alone + printed):
+            yield f"{c}: prints a dict; show it by tables.Table or tables.of_metrics"
 
 
 EQUATION = re.compile(r"\$\$(.+?)\$\$[ \t]*(?:\{#([\w-]+)\})?", re.S)

@@ -246,11 +246,13 @@ run.figure(draw(area), "disc")
 
 ### Smaller discs
 
-## What is measured
+## What the reports did
 
-## Implementation notes
+## Summary
 
 ## Exercises
+
+## Notes
 
 ## References
 """
@@ -429,11 +431,24 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
     ("documented", PROB, 'Is `x` inside?"', '"', "Disc.contains has no docstring"),
     ("documented", PROB, "x: float", "x", "contains(x) has no type"),
     ("documented", PROB, "of some `radius`", "", "__init__(radius) has neither"),
-    ("ten_sections", DISC, "\n\n> A chapter", "", "title"),
-    ("ten_sections", DISC, "## Building blocks", "## Parts", "building blocks"),
-    ("ten_sections", DISC, "## Derivation", "## The model", "derivation"),
-    ("ten_sections", DISC, "## Studies\n\n### Smaller discs\n\n## What is measured", "## What is measured\n\n## Studies", "do not follow"),
-    ("ten_sections", DISC, "## What is measured", "### What is measured", "measured"),
+    ("sections_in_order", DISC, "\n\n> A chapter", "", "title"),
+    ("sections_in_order", DISC, "## Building blocks", "## Parts", "building blocks"),
+    ("sections_in_order", DISC, "## Derivation", "## The model", "derivation"),
+    (
+        "sections_in_order",
+        DISC,
+        "## Studies\n\n### Smaller discs\n\n## What the reports did",
+        "## What the reports did\n\n## Studies",
+        "do not follow",
+    ),
+    ("sections_in_order", DISC, "## Summary", "### Summary", "summary"),
+    (
+        "results_are_tables",
+        DISC,
+        "# %%\n# eq-disc-area\n",
+        "# %%\n{'radius': 1.0} | {'area': area(1.0)}\n\n# %%\n# eq-disc-area\n",
+        "prints a dict",
+    ),
     ("equations_are_asserted", DISC, "# eq-disc-area", "# the area", "no cell asserts eq-disc-area"),
     ("equations_are_asserted", DISC, "assert abs(area(1.0) - 3.14159) < 1e-5", "print(area(1.0))", "no cell asserts eq-disc-area"),
     ("equations_are_asserted", DISC, " {#eq-disc-area}", "", "no label"),
@@ -464,6 +479,7 @@ PLANTED = [  # rule, file, what is replaced, by what, a word of the complaint
 SOUND = [  # what no rule forbids
     ("imports_go_down", DISC, "# %%\n# eq-disc-area", "# %%\nfrom genbook.lab.cli import run\n\n# %%\n# eq-disc-area"),
     ("parameters", DISC, "run_dir: Optional[str] = None", "run_dir: Optional[str] = 'here'"),
+    ("parameters", DISC, "dataset: str = ", "#| hide\ndataset: str = "),
     ("numbers_are_unique", "nbs/studies/10_discs.ipynb", "", READING),
     ("commands_exist", "CONTRIBUTING.md", "", "genbook run disc-digits disc-digits-small\ngenbook run mine.ipynb\n"),
     ("no_machine_is_named", "runs/notes.txt", "", "see /{}/me/notes".format("home")),
