@@ -297,9 +297,11 @@ class LogisticsCoupling(ImageCoupling):
     components = 4
     numbers = 2 + 3 * components
 
-    def _mixture(self, x, theta):  # log F, log (1 - F), log density at x
-        weights, means, log_scales = theta[:, 2:].unflatten(1, (3, self.components)).unbind(1)  # (b, components, c, h, w)
-        weights, means, log_scales = weights.log_softmax(1), means + self._centres(theta), 2 * (log_scales / 2).tanh()
+    def _components(self, theta):  # weights (log), means and scales (log), each (b, components, c, h, w)
+        weights, means, log_scales = theta[:, 2:].unflatten(1, (3, self.components)).unbind(1)
+        return weights.log_softmax(1), means + self._centres(theta), 2 * (log_scales / 2).tanh()
+
+    def _mixture(self, x, weights, means, log_scales):  # log F, log (1 - F), log density at x
         t = (x[:, None] - means) * (-log_scales).exp()
         up, down = F.logsigmoid(t), F.logsigmoid(-t)
         return (weights + up).logsumexp(1), (weights + down).logsumexp(1), (weights + up + down - log_scales).logsumexp(1)
@@ -308,21 +310,21 @@ class LogisticsCoupling(ImageCoupling):
         return torch.linspace(-1, 1, self.components, dtype=theta.dtype, device=theta.device)[:, None, None, None]
 
     def element(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        log_f, log_rest, log_density = self._mixture(x, theta)
+        log_f, log_rest, log_density = self._mixture(x, *self._components(theta))
         y, s = super().element(log_f - log_rest, theta)
         return y, s + log_density - log_f - log_rest
 
     def element_inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
         "By bisection: the quantile of a mixture lies between those of its components."
         logit, s = super().element_inverse(y, theta)
-        _, means, log_scales = theta[:, 2:].unflatten(1, (3, self.components)).unbind(1)
-        quantiles = means + self._centres(theta) + (2 * (log_scales / 2).tanh()).exp() * logit[:, None]
+        weights, means, log_scales = self._components(theta)
+        quantiles, rates = means + log_scales.exp() * logit[:, None], (-log_scales).exp()
         low, high = quantiles.amin(1), quantiles.amax(1)
         for _ in range(40 if y.dtype == torch.float32 else 70):
             middle = (low + high) / 2
-            log_f, log_rest, _ = self._mixture(middle, theta)
-            above = log_f - log_rest > logit
+            t = (middle[:, None] - means) * rates
+            above = (weights + F.logsigmoid(t)).logsumexp(1) - (weights + F.logsigmoid(-t)).logsumexp(1) > logit
             low, high = torch.where(above, low, middle), torch.where(above, middle, high)
         x = (low + high) / 2
-        log_f, log_rest, log_density = self._mixture(x, theta)
+        log_f, log_rest, log_density = self._mixture(x, weights, means, log_scales)
         return x, s - log_density + log_f + log_rest
