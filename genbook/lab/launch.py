@@ -291,6 +291,8 @@ def _papermill(source, folder, params, threads, runs, limit, whole=True):
     from traitlets.config import Config
 
     quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    if len(tempfile.gettempdir()) >= 60:  # too long for the sockets of a loader's workers
+        quiet["TMPDIR"] = "/tmp"
     os.environ.update(quiet | {"OMP_NUM_THREADS": str(threads), "GENBOOK_RUNS": str(runs.resolve())})
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["GENBOOK_KERNEL_LOG"] = str(folder / "kernel.log")
