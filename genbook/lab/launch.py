@@ -180,14 +180,22 @@ def _recover(folder):
         return
     if is_done(folder):
         _clear(folder, ASIDE)
-        shutil.rmtree(aside)
+        _forget(folder)
     elif not (aside / "status.json").exists():  # it was not wholly set aside
         _move(folder, "", ASIDE)
     elif state not in ("running", "stopped"):
         if state:
             _move(folder, "", FAILED)
         _move(folder, ASIDE, "")
-        shutil.rmtree(aside)
+        _forget(folder)
+
+
+def _forget(folder):
+    "Remove the place for what is set aside, also below a link."
+    for name in WRITTEN:
+        with suppress(OSError):
+            (folder / name / ASIDE).rmdir()
+    shutil.rmtree(folder / ASIDE)
 
 
 def _unmet_words(claims):
