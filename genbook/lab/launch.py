@@ -180,14 +180,22 @@ def _recover(folder):
         return
     if is_done(folder):
         _clear(folder, ASIDE)
-        shutil.rmtree(aside)
+        _forget(folder)
     elif not (aside / "status.json").exists():  # it was not wholly set aside
         _move(folder, "", ASIDE)
     elif state not in ("running", "stopped"):
         if state:
             _move(folder, "", FAILED)
         _move(folder, ASIDE, "")
-        shutil.rmtree(aside)
+        _forget(folder)
+
+
+def _forget(folder):
+    "Remove the place for what is set aside, also below a link."
+    for name in WRITTEN:
+        with suppress(OSError):
+            (folder / name / ASIDE).rmdir()
+    shutil.rmtree(folder / ASIDE)
 
 
 def _unmet_words(claims):
@@ -291,6 +299,8 @@ def _papermill(source, folder, params, threads, runs, limit, whole=True):
     from traitlets.config import Config
 
     quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    if len(tempfile.gettempdir()) >= 60:  # too long for the sockets of a loader's workers
+        quiet["TMPDIR"] = "/tmp"
     os.environ.update(quiet | {"OMP_NUM_THREADS": str(threads), "GENBOOK_RUNS": str(runs.resolve())})
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["GENBOOK_KERNEL_LOG"] = str(folder / "kernel.log")
