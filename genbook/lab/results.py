@@ -107,7 +107,7 @@ def save(
         shutil.copyfile(folder / "samples.png", out.with_suffix(".png"))
     return out
 
-# %% ../../nbs/lab/06_results.ipynb #01692cc3
+# %% ../../nbs/lab/06_results.ipynb #5f20c7d1
 def copied(
     result: dict,  # as from `load`
 ) -> bool:
@@ -127,7 +127,7 @@ def bound(
         return ""
     return {"mutual_information": "≥", "aggregate_kl": "≤"}[kind] * (lower["value"] > math.log(lower["n"]) - 1)
 
-
+# %% ../../nbs/lab/06_results.ipynb #01692cc3
 def summary(
     results: Iterable[dict],  # as from `load`
 ) -> list[dict]:  # one row a setting: experiment, notebook, setting, data, seeds, metrics, minutes, memory, device, changed, unmet
