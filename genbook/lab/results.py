@@ -119,8 +119,9 @@ def bound(
     metrics: dict[str, dict],  # of a result
     name: str,  # of one of them
 ) -> str:
-    """ "≥" or "≤" where a number only bounds what it is called, because the information is within a nat of log n, the most that n images show;
-    otherwise empty."""
+    """The mark of a number that only bounds what it is called, ≥ or ≤, otherwise empty.
+
+    That is where information is within a nat of log n, the most that n images can show."""
     kind, _, variant = name.partition("__")
     lower = metrics.get("mutual_information" + f"__{variant}" * bool(variant))
     if kind not in ("mutual_information", "aggregate_kl") or variant in ("upper", "lower") or not (lower and lower["n"]):

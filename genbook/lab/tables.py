@@ -144,7 +144,7 @@ def decides(
 
 def verdict(
     low: Sequence[float] | Mapping[int, float],  # as for `decides`
-    high: Sequence[float] | Mapping[int, float],
+    high: Sequence[float] | Mapping[int, float],  # of what is said to be larger
     *,
     of: str = "mean",  # or "deviation"
 ) -> str:
