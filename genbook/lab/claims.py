@@ -135,19 +135,7 @@ class Comparison(NamedTuple):
 
     def numbers(self, results: list[dict]) -> str:
         "Both sides in words."
-        return " against ".join(self._side(p, results) for p in (self.of, self.than))
-
-    def _side(self, p, results):
-        "Mean and deviation over the runs of a place; for steadiness the relative deviation."
-        values, runs = p.values(results), p.runs(results)
-        if not values:
-            return f"{p.experiment}: not run"
-        spread = statistics.stdev(values) if len(values) > 1 else None
-        text = cell({"mean": statistics.fmean(values), "sd": spread, "se": None, "bound": bound(runs[0]["metrics"], p.metric[0])})
-        if self.relation == "steadier" and spread:
-            text = f"{100 * statistics.stdev(map(math.log, values)):.0f} % of {statistics.fmean(values):.3g}"
-        copies = sum(map(copied, runs))
-        return f"{text} ({p}, n = {len(values)}{', changed' * any(r.get('changed') for r in runs)}{f', copies in {copies}' * bool(copies)})"
+        return " against ".join(_side(p, results, self.relation) for p in (self.of, self.than))
 
 
 def overall(
@@ -183,6 +171,18 @@ def _off(values):
     "By how much each is off one, as a factor."
     off = lambda v: abs(math.log(v)) if v > 0 else math.inf
     return {seed: off(v) for seed, v in values.items()} if isinstance(values, dict) else [off(v) for v in values]
+
+
+def _side(p, results, relation):
+    "Mean and deviation over the runs of a place, and what has to be known of them; for steadiness the relative deviation."
+    values, runs = p.values(results), p.runs(results)
+    if not values:
+        return f"{p.experiment}: not run"
+    spread, copies = statistics.stdev(values) if len(values) > 1 else None, sum(map(copied, runs))
+    text = cell({"mean": statistics.fmean(values), "sd": spread, "se": None, "bound": bound(runs[0]["metrics"], p.metric[0])})
+    if relation == "steadier" and spread:
+        text = f"{100 * statistics.stdev(map(math.log, values)):.0f} % of {statistics.fmean(values):.3g}"
+    return f"{text} ({p}, n = {len(values)}{', changed' * any(r.get('changed') for r in runs)}{f', copies in {copies}' * bool(copies)})"
 
 # %% ../../nbs/lab/16_claims.ipynb #7bc054ae
 REPORTS = ("S0", "S1", "S2", "S3", "S4")

@@ -136,7 +136,7 @@ def save(
         shutil.copyfile(folder / "samples.png", out.with_suffix(".png"))
     return out
 
-# %% ../../nbs/lab/06_results.ipynb #01692cc3
+# %% ../../nbs/lab/06_results.ipynb #5f20c7d1
 def copied(
     result: dict,  # as from `load`
 ) -> bool:
@@ -148,15 +148,16 @@ def bound(
     metrics: dict[str, dict],  # of a result
     name: str,  # of one of them
 ) -> str:
-    """ "≥" or "≤" where a number only bounds what it is called, because the information is within a nat of log n, the most that n images show;
-    otherwise empty."""
+    """The mark of a number that only bounds what it is called, ≥ or ≤, otherwise empty.
+
+    That is where information is within a nat of log n, the most that n images can show."""
     kind, _, variant = name.partition("__")
     lower = metrics.get("mutual_information" + f"__{variant}" * bool(variant))
     if kind not in ("mutual_information", "aggregate_kl") or variant in ("upper", "lower") or not (lower and lower["n"]):
         return ""
     return {"mutual_information": "≥", "aggregate_kl": "≤"}[kind] * (lower["value"] > math.log(lower["n"]) - 1)
 
-
+# %% ../../nbs/lab/06_results.ipynb #01692cc3
 def summary(
     results: Iterable[dict],  # as from `load`
 ) -> list[dict]:  # one row a setting: experiment, notebook, setting, data, seeds, metrics, minutes, memory, device, changed, unmet

@@ -135,8 +135,10 @@ def decides(
     *,
     of: str = "mean",  # or "deviation": which of the two varies less
 ) -> tuple[float, float, float] | None:  # the difference, or ratio of deviations; below and above which a test decides; None: no test
-    """What was found, and the smallest that these runs could have shown: half of the 95 % interval of a difference of means, by the t-test for
-    pairs if both map the same seeds to values, otherwise by Welch's (1947); for deviations the 5 % bounds of their ratio, by the F-test."""
+    """What was found, and the smallest that these runs could have shown.
+
+    Half of the 95 % interval of a difference of means, by the t-test for pairs if both map the same seeds to values, otherwise by
+    Welch's (1947); for deviations the 5 % bounds of their ratio, by the F-test."""
     from scipy import stats
 
     check_choice("of", of, ("mean", "deviation"))
@@ -162,11 +164,13 @@ def decides(
 
 def verdict(
     low: Sequence[float] | Mapping[int, float],  # as for `decides`
-    high: Sequence[float] | Mapping[int, float],
+    high: Sequence[float] | Mapping[int, float],  # of what is said to be larger
     *,
     of: str = "mean",  # or "deviation"
 ) -> str:
-    'Whether values are smaller than others, two-sided at 5 %: "upheld", "not upheld", "not decided" where the runs do not separate them, "no run".'
+    """Whether values are smaller than others, two-sided at 5 %.
+
+    "upheld", "not upheld", "not decided" where the runs do not separate them, "no run"."""
     found = decides(low, high, of=of)
     if found is None:
         return "not decided (one seed)" if low and high else "no run"

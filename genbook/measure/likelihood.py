@@ -131,7 +131,7 @@ class Information(NamedTuple):
 
 @torch.no_grad()
 def information(
-    q,  # posteriors of n images, with `rsample_and_log_prob(generator)` and `log_prob(z)`
+    q: DiagonalNormal,  # posteriors of n images, or others with `rsample_and_log_prob(generator)` and `log_prob(z)`
     prior: nn.Module,  # with `log_prob(z)`
     generator: torch.Generator | None = None,
     *,
