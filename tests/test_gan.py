@@ -8,7 +8,7 @@ import torch
 from genbook.core import GenbookError
 from genbook.measure.variety import modes_covered
 from genbook.models.flows import Draws
-from genbook.models.gan import CONFIGS, GAN, LOSSES, NETS, Objective, PlaneGAN
+from genbook.models.gan import CONFIGS, GAN, LOSSES, NETS, Objective, PlaneGAN, stages
 from genbook.optim import cosine
 from genbook.steps import Step
 from genbook.toys import RING
@@ -31,6 +31,24 @@ def test_mistakes_are_told_in_one_line(arguments, words):
     with pytest.raises(GenbookError) as error:
         GAN((1, 32, 32), **arguments)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("side, n, grid", [(8, 1, (4, 4)), (16, 2, (4, 4)), (28, 2, (7, 7)), (32, 3, (4, 4)), (64, 4, (4, 4))])
+def test_halvings_of_a_dcgan(side, n, grid):
+    assert stages((1, side, side)) == (n, grid)
+
+
+@pytest.mark.parametrize("side", [3, 9, 30])
+def test_a_dcgan_refuses_other_sides(side):
+    with pytest.raises(GenbookError, match=f"not {side}x{side}"):
+        stages((1, side, side))
+
+
+@pytest.mark.parametrize("model", [GAN((1, 28, 28), width=8), PlaneGAN()], ids=["images", "points"])
+def test_samples_take_no_labels(model):
+    assert model.sample(5).shape[0] == 5
+    with pytest.raises(GenbookError, match="takes no labels"):
+        model.sample(2, torch.tensor([1, 2]))
 
 
 def test_smoothing_needs_a_target(monkeypatch):

@@ -202,6 +202,19 @@ def test_samples_are_images_of_that_many_levels_and_follow_the_model():
     assert ((share - p).abs() < 5 * (p * (1 - p) / 20_000).sqrt() + 0.01).all() and share.max() - share.min() > 0.02
 
 
+def test_samples_take_no_labels():
+    with pytest.raises(GenbookError, match="not conditional"):
+        tiny().sample(2, torch.tensor([1, 2]))
+
+
+def test_terms_of_the_loss_are_one_an_image():
+    model, x = tiny(levels=17, shape=(3, 8, 8)), images((3, 8, 8), 17)
+    terms = model.loss(x)
+    assert [t.shape for t in terms] == [(5,)] * 3
+    same = [model.log_prob(x, k=2, generator=generator()) for _ in range(2)]
+    assert torch.equal(*same) and model.sample(2, generator=generator()).shape == (2, 3, 8, 8)
+
+
 def test_uniform_noise_is_where_variational_noise_starts():
     noise = RealNVP((1, 8, 8), levels=17, **CONFIGS["digits"]).noise
     u, logq = noise(images((1, 8, 8), 17, 200), generator())
