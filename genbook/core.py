@@ -192,6 +192,7 @@ METRICS = {  # name: (unit, better, meaning)
     "train_minutes": ("minutes", "lower", "wall time of training, all starts together"),
     "parameters": ("", "", "number of trained parameters"),
     "images_seen": ("images", "", "training images that the model has seen, repetitions counted"),
+    "perplexity": ("codes", "higher", "exp of the entropy of the shares of discrete codes"),
     "unexplained_variance": ("", "lower", "squared error of the reconstruction over the variance of the images"),
     "sample_diversity": ("", "", "total variance of the samples over that of the images"),
     "loss_variation": ("", "lower", "standard deviation over mean of a training loss in the second half of training, mean over seeds"),

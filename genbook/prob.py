@@ -7,7 +7,7 @@ __all__ = ['LOG_SCALE', 'COMPONENTS', 'LIKELIHOODS', 'SCALELESS', 'normal_log_pr
            'DiagonalNormal', 'StandardNormal', 'log1mexp', 'logistic_log_mass', 'laplace_log_cdf', 'laplace_log_mass',
            'normal_log_cdf', 'normal_log_mass', 'ImageLikelihood', 'Bernoulli', 'Gaussian', 'Discretized',
            'DiscretizedLogistic', 'DiscretizedLaplace', 'DiscretizedGaussian', 'Categorical', 'LogisticMixture',
-           'likelihood', 'n_params', 'PPCA']
+           'likelihood', 'n_params']
 
 # %% ../nbs/06_prob.ipynb #ead7b5b2
 import math
@@ -389,43 +389,3 @@ def n_params(
     "How many channels of parameters a likelihood takes for each channel of the image."
     check_choice("likelihood", name, LIKELIHOODS)
     return {"bernoulli": 1, "categorical": levels, "logistic_mixture": 3 * COMPONENTS}.get(name, 1 + per_pixel)
-
-# %% ../nbs/06_prob.ipynb #552b37ed
-class PPCA(nn.Module):
-    "Probabilistic PCA on images of 2x3 pixels with three latent dimensions, and an encoder that is exact or spoilt."
-
-    def __init__(
-        self,
-        shift: float = 0.0,  # of the encoder's mean, in standard deviations
-        stretch: float = 1.0,  # of the encoder's standard deviations
-        sigma: float = 0.5,  # of the noise of a pixel
-        norms: tuple[float, ...] = (2.0, 1.0, 0.0),  # of the three directions
-    ):
-        super().__init__()
-        basis = torch.linalg.qr(torch.randn(6, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)))[0]
-        self.norms = torch.tensor(norms, dtype=torch.float64)
-        self.W, self.sigma, self.shift, self.stretch, self.prior = basis * self.norms, sigma, shift, stretch, StandardNormal(3)
-
-    def exact_posterior(self, x: Tensor) -> DiagonalNormal:  # (b, 1, 2, 3)
-        "p(z|x)."
-        precision = (self.norms**2 + self.sigma**2) / self.sigma**2
-        return DiagonalNormal(x.flatten(1) @ self.W / (self.norms**2 + self.sigma**2), -precision.log().expand(len(x), 3))
-
-    def posterior(self, x: Tensor) -> DiagonalNormal:  # (b, 1, 2, 3)
-        "q(z|x), the encoder."
-        p = self.exact_posterior(x)
-        return DiagonalNormal(p.mu + self.shift * p.stddev, p.logvar + 2 * math.log(self.stretch))
-
-    def likelihood(self, z: Tensor) -> Gaussian:  # (..., 3)
-        "p(x|z)."
-        return Gaussian((z @ self.W.T).unflatten(-1, (1, 2, 3)), math.log(self.sigma))
-
-    def log_evidence(self, x: Tensor) -> Tensor:  # (b, 1, 2, 3) -> nats, (b,)
-        "log p(x)."
-        cov = self.W @ self.W.T + self.sigma**2 * torch.eye(6, dtype=torch.float64)
-        return torch.distributions.MultivariateNormal(torch.zeros(6, dtype=torch.float64), cov).log_prob(x.flatten(1))
-
-    def sample(self, n: int, generator: torch.Generator) -> Tensor:  # (n, 1, 2, 3)
-        "Draws of the model, with their noise."
-        z = torch.randn(n, 3, dtype=torch.float64, generator=generator)
-        return self.likelihood(z).loc + self.sigma * torch.randn(n, 1, 2, 3, dtype=torch.float64, generator=generator)

@@ -133,7 +133,7 @@ class Notebook:
 
     @property
     def chapter(self):  # of a family of models
-        return self.folder == "models" and self.number in range(10, 40)
+        return self.folder == "models" and self.number in range(10, 60)
 
     @cached_property
     def module(self):  # what it exports to, e.g. "models.vae"

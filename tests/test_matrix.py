@@ -89,9 +89,11 @@ def test_every_size_and_channel(name, size):
         shape = (c, size, size)
         model = build(name, shape)
         x = images(shape, n=2)
+        by_pixel = hasattr(model, "fill") and x[0].numel() > 256  # a pass for each pixel: small images show it
+        asked = {"reconstruct": x} | ({} if by_pixel else {"sample": 2})
         with torch.no_grad():
             terms = model.loss(x, it=torch.tensor(7))
-            made = {m: getattr(model, m)(a) for m, a in (("reconstruct", x), ("sample", 2)) if hasattr(model, m)}
+            made = {m: getattr(model, m)(a) for m, a in asked.items() if hasattr(model, m)}
         assert "total" in terms._fields
         for term, value in terms._asdict().items():
             assert value.shape == (2,) and value.dtype == torch.float32 and value.isfinite().all(), term
@@ -317,7 +319,8 @@ def test_bounds_are_exact_where_the_evidence_is_known(name, config):
 @having("log_prob")
 def test_log_prob_is_determined_by_the_generator(name):
     model, x = randomise(build(name)).eval(), images()
-    a, b = (model.log_prob(x, k=3, generator=generator(0)) for _ in range(2))
+    draws = lambda: {"k": 3, "generator": generator(0)} if "k" in signature(model.log_prob).parameters else {}  # an exact one has none
+    a, b = (model.log_prob(x, **draws()) for _ in range(2))
     assert a.shape == (5,) and a.isfinite().all() and torch.equal(a, b)
 
 

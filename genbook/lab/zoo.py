@@ -29,6 +29,7 @@ FAMILIES = {
     "wgan": ("genbook.models.wgan", "WGAN"),
     "cgan": ("genbook.models.cgan", "CGAN"),
     "pixel": ("genbook.models.autoregressive", "Pixel"),
+    "vqvae": ("genbook.models.vqvae", "VQVAE"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 

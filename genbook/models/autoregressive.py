@@ -43,7 +43,7 @@ NETS = {"rows": RowNet, "made": MADE, "cnn": GatedPixelCNN}
 
 # %% ../../nbs/models/40_autoregressive.ipynb #5b72c346
 class Grid(nn.Module):
-    "Images or codes as a grid of values, a row of which holds the channels of a pixel side by side; needs `image_shape`, `codes`, `order`."
+    "Images or codes as rows of values, channels of a pixel side by side; needs `image_shape`, `codes`, `order`, `flat`."
 
     def grid(self, x: Tensor) -> Tensor:  # images (b, c, h, w) in [0, 1], or codes (b, h, w) -> (b, h', w')
         "The values in the model's order of pixels; raises `GenbookError` for images or codes that it was not made for."
@@ -59,6 +59,11 @@ class Grid(nn.Module):
         "Images or codes of a grid."
         v = turn(v, self.order, back=True)
         return v if self.codes else v.unflatten(2, (-1, self.image_shape[0])).movedim(-1, 1)
+
+    def keep(self, v: Tensor) -> Tensor:  # (b, h, w) -> (b, h, w) in (0, 1]
+        "How probably a pixel is looked at in training: always, unless it and its eight neighbours have one value."
+        low, high = (sign * F.max_pool2d(sign * v, 3, 1, 1) for sign in (-1, 1))
+        return torch.where(high > low, 1.0, self.flat)
 
 # %% ../../nbs/models/40_autoregressive.ipynb #0823f540
 class Labelled(Grid):
@@ -77,9 +82,15 @@ class Labelled(Grid):
             raise GenbookError(f"y: labels from {y.min()} to {y.max()}; allowed: 0 to {classes - 1}")
         return self.labels(y.expand(n))
 
+    def drawn_cond(self, y: Tensor | int | None, n: int, generator: torch.Generator | None) -> Tensor | None:
+        "What the networks are told of n images: of labels that are drawn, where none are given to a conditional model."
+        if y is None and self.labels is not None:
+            y = torch.randint(self.classes, (n,), generator=generator, device=self.labels.weight.device)
+        return self.cond(y, n)
+
 # %% ../../nbs/models/40_autoregressive.ipynb #f7698cd3
 class Density(Labelled):
-    "The exact log-probability of images; needs `net`, `likelihood_name`, `levels`, `flat`."
+    "The exact log-probability of images; needs `net`, `likelihood_name`, `levels`."
 
     def pixels(self, params: Tensor) -> ImageLikelihood:  # what the network says of k pixels, (k, p)
         "Their distributions, as images of one pixel."
@@ -89,11 +100,6 @@ class Density(Labelled):
         "log p of each pixel."
         x = v / (self.levels - 1) if self.codes else v
         return self.pixels(params).log_prob(x[:, None, None, None])
-
-    def keep(self, v: Tensor) -> Tensor:  # (b, h, w) -> (b, h, w) in (0, 1]
-        "How probably a pixel is looked at in training: always, unless it and its eight neighbours have one value."
-        low, high = (sign * F.max_pool2d(sign * v, 3, 1, 1) for sign in (-1, 1))
-        return torch.where(high > low, 1.0, self.flat)
 
     def estimate(self, v: Tensor, cond: Tensor | None, u: Tensor) -> Tensor:  # values and uniform noise (b, h, w) -> nats (b,)
         "log p from the pixels that are kept, each over its probability of being kept: unbiased, and so is its gradient."
@@ -169,12 +175,6 @@ class Drawn(Density):
             v.view(len(v), -1)[:, i] = self.draw(params, temperature, generator)
         return v
 
-    def drawn_cond(self, y: Tensor | int | None, n: int, generator: torch.Generator | None) -> Tensor | None:
-        "What the networks are told of n images: of labels that are drawn, where none are given to a conditional model."
-        if y is None and self.labels is not None:
-            y = torch.randint(self.classes, (n,), generator=generator, device=self.labels.weight.device)
-        return self.cond(y, n)
-
     @torch.no_grad()
     def sample(
         self,
@@ -203,7 +203,7 @@ class Completed(Drawn):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        'Images that begin with `part`, whole rows (n, c, k, w) of which the model\'s order comes first: from the top, or with a "v" from below.'
+        'Images of which `part`, k rows (n, c, k, w), is given: those that the model reads first, from the top, or with a "v" from below.'
         shape, rows = self.image_shape, part.shape[-2] if part.ndim == 1 + len(self.image_shape) else 0
         if (*part.shape[1:-2], part.shape[-1]) != (*shape[:-2], shape[-1]) or not 0 < rows <= shape[-2]:
             wanted = ("n", *shape[:-2], f"1 to {shape[-2]} rows", shape[-1])
@@ -297,7 +297,7 @@ CONFIGS = {
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {
         "steps": 150,
-        "batch_size": 64,
+        "batch_size": 32,
         "lr": 3e-3,
         "optimizer": "adamw",
         "beta2": 0.99,
