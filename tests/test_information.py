@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from genbook.measure.likelihood import evaluate, information
-from genbook.prob import PPCA, DiagonalNormal, StandardNormal, normal_log_prob
+from genbook.ppca import PPCA
+from genbook.prob import DiagonalNormal, StandardNormal, normal_log_prob
 
 
 def codes(n, d, std, seed=0, modes=0.0, wide=1.0):

@@ -14,7 +14,8 @@ from genbook.measure.inception import fid
 from genbook.measure.likelihood import evaluate, information
 from genbook.measure.protocol import frechet_draws
 from genbook.measure.variety import birthday
-from genbook.prob import PPCA, DiagonalNormal, StandardNormal
+from genbook.ppca import PPCA
+from genbook.prob import DiagonalNormal, StandardNormal
 
 
 def covered(found, truth=None, by=1.96):
