@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+extras = {name.removesuffix("_requirements"): cfg[name].split() for name in cfg if name.endswith("_requirements")}
+extras["report"] += extras["lab"]  # which executes the chapters that it shows
+extras["dev"] = sorted({r for required in extras.values() for r in required})
 
 setup(
     name=cfg["lib_name"],
@@ -21,10 +24,10 @@ setup(
     keywords=cfg["keywords"],
     url=cfg["git_url"],
     packages=find_packages(include=["genbook", "genbook.*"]),
-    package_data={"genbook": ["assets/**"]},
+    package_data={"genbook": ["assets/**", "py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid")},
+    extras_require=extras,
     entry_points={
         "console_scripts": ["genbook=genbook.lab.cli:main"],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],
