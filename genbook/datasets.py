@@ -12,6 +12,7 @@ import lzma
 import os
 import pickle
 import tempfile
+import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from torch import Tensor
 
 from .core import GenbookError, assets, check_choice, project_root
 from .data import DataSet, Images, Streamed, _binarize, split_indices
-from .pictures import RESIDENT_BYTES, SUFFIXES, _digests, _file_digests, _first, _read_images, resize
+from .pictures import RESIDENT_BYTES, SUFFIXES, _digests, _file_digests, _first, _read_images, read_image, resize
 
 # %% ../nbs/03_datasets.ipynb #018ab32f
 CLASSES = {
@@ -203,9 +204,27 @@ def _pictures(where, name):
     return found, [p[0] if len(p) > 1 else where.name for p in parts]
 
 
-def _folder(where, name, size, stream):
+def _undamaged(found, labels, size):
+    "Those of the files that can be read, with their labels; the others are said."
+    kept, damaged = [], []
+    for path, label in zip(found, labels, strict=True):
+        try:
+            read_image(path, size)
+            kept.append((path, label))
+        except GenbookError:
+            damaged.append(path.name)
+    if not kept:
+        raise GenbookError(f"data: none of {len(found)} files can be read, e.g. {found[0]}")
+    if damaged:
+        warnings.warn(f"{len(damaged)} damaged files are left out: {', '.join(damaged[:10])}", stacklevel=2)
+    return map(list, zip(*kept, strict=True))
+
+
+def _folder(where, name, size, stream, skip_damaged):
     "All images below `where`, exact copies dropped."
     found, labels = _pictures(where, name)
+    if skip_damaged:
+        found, labels = _undamaged(found, labels, size)
     classes = tuple(sorted(set(labels)))
     y = torch.tensor([classes.index(label) for label in labels])
     if stream is None:
@@ -254,10 +273,10 @@ def _place(name, root):
     return where
 
 
-def _source(name, root, size, stream):
+def _source(name, root, size, stream, skip_damaged):
     "Read a data set by name."
     if where := _place(name, root):
-        return _folder(where, name, size or 64, stream)
+        return _folder(where, name, size or 64, stream, skip_damaged)
     if name in ("mnist-mini", "fashion-mini"):
         return _mini(name)
     return {"digits": _digits, "mnist": _mnist, "fashion": _fashion, "cifar10": _cifar10}[name](data_root(root))
@@ -272,6 +291,7 @@ def load(
     n_valid: int | None = None,  # images for validation; 5,000, digits 180, folders a twelfth
     seed: int = 0,  # of splits and binarisation
     root: str | os.PathLike | None = None,  # where the data are, see `data_root`
+    skip_damaged: bool = False,  # leave out files of a folder that cannot be read, instead of refusing it
     stream: bool | None = None,  # leave the training images of a folder in their files; None: where they need over `RESIDENT_BYTES`
 ) -> DataSet:
     """Read, check, resize, split and binarise a data set.
@@ -283,7 +303,7 @@ def load(
         return replace(load(base, size=size, pad=pad, binarize=suffix, n_valid=n_valid, seed=seed, root=root), name=name)
     if binarize is not None:
         check_choice("binarize", binarize, ["static", "dynamic"])
-    source = _source(name, root, size, stream)
+    source = _source(name, root, size, stream, skip_damaged)
     if source.files is None:
         _fit(source, size, pad)
     elif pad:

@@ -158,6 +158,7 @@ def export(
     config: dict | None = None,  # of a model: its arguments other than those of its name
     metrics: dict[str, Metric] | None = None,  # what the card says was measured; None: all that the run did
     data: str = "data of its author",  # of a model: what it was trained on
+    story: str = "",  # of the card: what else there is to say, in markdown
     license: str | None = None,  # e.g. "mit"; None: the card names none
     half: bool = False,  # keep the weights in fp16, at half the size
     card: bool = True,  # write README.md; False: leave it as it is
@@ -185,7 +186,8 @@ def export(
         write_atomic(folder / "model.safetensors", _halved(content) if half else content)
         if card:
             found = found if metrics is None else metrics
-            write_atomic(readme, _card(about | {"license": license}, folder.resolve().name, found, model))
+            about |= {"license": license, "story": [story, *about["story"]] if story else about["story"]}
+            write_atomic(readme, _card(about, folder.resolve().name, found, model))
         return write_atomic(folder / "config.json", json.dumps(written, indent=1) + "\n").parent
     except OSError as e:
         raise GenbookError(f"export: {folder} cannot be written: {e.strerror}") from None
