@@ -225,6 +225,10 @@ def from_pretrained(
 
     folder = _find(name)
     where = f"from_pretrained: {folder}"
+    if read_json(folder / "status.json").get("state", "done") != "done" and not (folder / "config.json").is_file():
+        last = (folder / "metrics.jsonl").read_text().splitlines()[-1:] if (folder / "metrics.jsonl").is_file() else []
+        row = json.loads(last[0]) if last and last[0].endswith("}") else {"step": 0, "of": "?"}
+        raise GenbookError(f"{where} is a training that is not finished: step {row['step']} of {row['of']}; the same command goes on")
     if missing := [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]:
         raise GenbookError(f"{where} has no {' and no '.join(missing)}; `genbook export RUN {folder.name}` writes both")
     try:
