@@ -8,6 +8,9 @@ from setuptools import find_packages, setup
 config = ConfigParser(delimiters=["="])
 config.read("settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
+extras = {name.removesuffix("_requirements"): cfg[name].split() for name in cfg if name.endswith("_requirements")}
+extras["report"] += extras["lab"]  # which executes the chapters that it shows
+extras["dev"] = sorted({r for name, required in extras.items() if name != "peers" for r in required})
 
 setup(
     name=cfg["lib_name"],
@@ -24,7 +27,7 @@ setup(
     package_data={"genbook": ["assets/**", "py.typed"]},
     python_requires=">=" + cfg["min_python"],
     install_requires=cfg["requirements"].split(),
-    extras_require={extra: cfg[f"{extra}_requirements"].split() for extra in ("dev", "cluster", "fid", "peers")},
+    extras_require=extras,
     entry_points={
         "console_scripts": ["genbook=genbook.lab.cli:main"],
         "nbdev": [f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"],

@@ -12,6 +12,7 @@ import lzma
 import os
 import pickle
 import tempfile
+import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace

@@ -4,6 +4,7 @@ import copy
 import csv
 import io
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
+from rich.console import Console
 from scipy import stats
 
 from genbook.core import METRICS, GenbookError
-from genbook.lab import claims, experiments, jobs, results, runs, tables
+from genbook.lab import claims, experiments, jobs, results, runs, show, tables
 from genbook.lab.cli import cli
 
 ROOT = Path(__file__).parents[1]
@@ -131,10 +133,26 @@ def shown(project, monkeypatch, *args):
 
 
 def test_tables_in_the_terminal_have_mean_deviation_and_card(project, monkeypatch):
-    out = shown(project, monkeypatch)
+    out = shown(project, monkeypatch, "--all")
     assert "mnist-dynamic: likelihood" in out and "mnist-dynamic: cost" in out
     assert "3 ± 1.4" in out and "changed" not in out
     assert "elbo [nats]: test, n = 10,000; 500 samples" in out and "device: CPU (x86_64)" in out
+
+
+def test_what_is_looked_at_first_is_short(project, monkeypatch):
+    "A line an experiment; of one by name or pattern a table of at most a screen, at 80 columns and at 200."
+    for seed in range(30):
+        result = changed(["metrics", "bits_per_dim", "value"], 1.0 + seed / 10)
+        result |= {"run_id": f"mnist-dynamic-s0-{seed:08x}", "params": result["params"] | {"model_args": {"zdim": seed}}}
+        finished(project / "runs/vae-mlp-mnist" / result["run_id"], result)
+    for width in ("80", "200"):
+        monkeypatch.setattr(show, "console", lambda stderr=False, width=None, w=int(width): Console(width=w, highlight=False))
+        whole = shown(project, monkeypatch).splitlines()
+        assert len(whole) <= 5 and whole[1].startswith("vae-mlp-mnist  0.1614–3.9") and "bits_per_dim" in whole[1] and "NAME" in whole[-1]
+        for name in ("vae-mlp-mnist", "vae-*"):
+            table = shown(project, monkeypatch, name).splitlines()
+            assert len(table) <= 24 and max(map(len, table)) <= int(width) and "more: --all shows them" in "".join(table)
+            assert "zdim=11" in "".join(table) and "bits_per_dim" in table[1]
 
 
 def test_the_same_as_markdown_csv_json_and_all(project, monkeypatch):
@@ -145,6 +163,37 @@ def test_the_same_as_markdown_csv_json_and_all(project, monkeypatch):
     (row,) = json.loads(shown(project, monkeypatch, "--format", "json"))
     assert row["metrics"]["elbo"]["mean"] == 3.0 and row["seeds"] == 2 and not row["changed"] and row["data"] == "mnist-dynamic"
     assert "mutual_information" in shown(project, monkeypatch, "--format", "all")
+
+
+PLANTED = "<img src=x onerror=alert(1)> <script>x</script> $$ | `c` [a](javascript:b) {{< include f >}}\nnext \x1b[31mred"
+
+
+def test_what_a_stranger_planted_in_a_result_is_text(project, monkeypatch):
+    "In every format: no tag, formula, link or cell of Markdown, no line of its own, no code of a terminal."
+    path = project / "results/vae/planted.json"
+    result = json.loads(next((project / "runs").glob("*/*/result.json")).read_text())
+    elbo = result["metrics"]["elbo"]
+    planted = result | {"experiment": PLANTED, "run_id": "planted", "device": PLANTED, "unmet": [PLANTED]}
+    planted["metrics"] = {"mse": elbo | dict.fromkeys(("estimator", "split", "unit"), PLANTED), f"x{PLANTED}": elbo}
+    planted["model"] = {"name": PLANTED, "image_shape": [1, 8, 8], "config": {"levels": 2}}
+    planted["params"] = {"dataset": PLANTED, PLANTED: PLANTED}
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(planted))
+    for how in ((), ("--all",), ("--format", "all"), ("--format", "md")):
+        out = shown(project, monkeypatch, *how)
+        assert "\x1b" not in out and "\nnext" not in out and "planted" not in how, how
+    text = markdown(out)  # of the last one
+    assert "alert(1)" in out and not re.search(r"<(?!/?(p|strong|table|thead|tbody|tr|th|td|ul|li)\b)", text), text
+    assert "javascript:" in text and "href" not in text and "{{<" not in out and not re.search(r"(?<!\\)\$", out)
+    rows = [line for line in out.splitlines() if line.startswith("| ")]
+    assert len({len(re.findall(r"(?<!\\)\|", line)) for line in rows if "planted" in line or "script" in line}) <= len(tables.TABLES)
+
+
+def markdown(text):
+    "As a page shows it."
+    from nbconvert.filters.markdown_mistune import markdown2html_mistune
+
+    return markdown2html_mistune(text)
 
 
 def test_a_missing_number_is_an_empty_cell(project):

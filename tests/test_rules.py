@@ -76,45 +76,76 @@ def test_a_heavy_import_is_seen():
     assert {"csv", "email"} <= modules_after("import csv, email.message")
 
 
-def requirements(root, *keys):  # canonical name -> requirement
-    "What settings.ini requires."
+EXTRAS = ("lab", "report", "cluster", "fid", "dev")
+
+
+def requirements(root, *extras):  # canonical name -> requirement
+    "What settings.ini requires for these extras; for none of them the core."
     config = ConfigParser(delimiters=["="])
     config.read(root / "settings.ini")
-    return {canonicalize_name(r.name): r for key in keys for r in map(Requirement, config["DEFAULT"][key].split())}
+    texts = [config["DEFAULT"][f"{extra}_requirements"] for extra in extras] or [config["DEFAULT"]["requirements"]]
+    return {canonicalize_name(r.name): r for text in texts for r in map(Requirement, text.split())}
 
 
 def test_constraints_fit_settings(root):
     "Each dependency of settings.ini has an exact version in constraints.txt, inside its range; what is installed here is inside it too."
     lines = (root / "constraints.txt").read_text().splitlines()
     pins = {canonicalize_name(r.name): r for r in (Requirement(line) for line in lines if line and not line.startswith("#"))}
-    for name, r in requirements(root, "requirements", "dev_requirements").items():
+    for name, r in (requirements(root) | requirements(root, *EXTRAS)).items():
         pin = next(iter(pins[name].specifier))
         assert pin.operator == "==" and r.specifier.contains(pin.version), f"{r} and {pins[name]}"
         assert r.specifier.contains(version(name)), f"{r}: {version(name)} is installed"
 
 
-def importable(names) -> set[str]:  # names of distributions -> names of modules
-    "The modules that come with these distributions and with all that they require."
-    todo, seen = list(names), set()
+def with_their_own(needed) -> set[str]:  # requirements -> canonical names
+    "What installing these installs: they, and all that they require."
+    todo, seen = list(needed), set()
     while todo:
-        name = canonicalize_name(todo.pop())
-        if name not in seen:
-            seen.add(name)
+        r = todo.pop()
+        key = canonicalize_name(r.name), *sorted(r.extras)
+        if key not in seen:
+            seen.add(key)
             with suppress(PackageNotFoundError):  # of another platform
-                todo += [r.name for r in map(Requirement, requires(name) or []) if not r.marker or r.marker.evaluate({"extra": ""})]
+                every = map(Requirement, requires(r.name) or [])
+                todo += [q for q in every if not q.marker or any(q.marker.evaluate({"extra": e}) for e in {"", *r.extras})]
+    return {name for name, *_ in seen}
+
+
+def importable(needed) -> set[str]:  # requirements -> names of modules
+    "The modules that come with these distributions and with all that they require."
+    seen = with_their_own(needed)
     return {module for module, found in packages_distributions().items() if seen & {canonicalize_name(d) for d in found}}
 
 
+def test_the_core_is_small_and_the_extras_have_the_rest(root, monkeypatch):
+    "At most 45 packages beside torch and what torch requires; every environment of the project has all that its readers work with."
+    core = with_their_own(requirements(root).values())
+    assert 20 < len(core - with_their_own([Requirement("torch")])) <= 45
+    assert not core & {"jupyterlab", "papermill", "nbdev", "ipywidgets", "dask", "nbconvert", "pytest", "ipython"}
+    known = {}
+    monkeypatch.chdir(root)
+    monkeypatch.setattr("setuptools.setup", lambda **about: known.update(about))
+    runpy.run_path("setup.py")
+    named = lambda extra: {Requirement(r).name for r in known["extras_require"][extra]}
+    assert set(known["extras_require"]) == set(EXTRAS) and {"jupyterlab", "papermill", "nbdev", "ipywidgets"} <= named("lab") <= named(
+        "report"
+    )
+    assert named("dev") == set().union(*map(named, EXTRAS)) and "dask" in named("dev")
+    assert {Requirement(r).name for r in known["install_requires"]} == set(requirements(root))
+
+
+IMPORTED_BY = {"kernel": ["lab"], "launch": ["lab"], "explorers": ["lab"], "staging": ["lab", "report"], "report": ["lab", "report"]}
+IMPORTED_BY |= {"grid": ["cluster"], "inception": ["fid"]}  # where they are used, and only if they are installed
+
+
 def test_what_is_imported_is_required(root):
-    "The package imports the standard library and what comes with `requirements`; the report also what comes with nbdev and the like."
-    always = {"genbook", *sys.stdlib_module_names} | importable(requirements(root, "requirements"))
-    development = importable(requirements(root, "dev_requirements"))
-    extras = {"distributed", "torch_fidelity", "huggingface_hub"}  # imported where they are used, and only if they are installed
-    assert {"torch", "yaml", "sklearn", "traitlets"} <= always and "pythae" not in always | development
+    "The package imports the standard library and what its core requires; a few modules also what comes with an extra."
+    always = {"genbook", *sys.stdlib_module_names} | importable(requirements(root).values())
+    assert {"torch", "yaml", "sklearn"} <= always and not {"pythae", "traitlets", "IPython"} & always
     for path in (root / "genbook").rglob("*.py"):
         imported = set(re.findall(r"(?m)^\s*(?:from|import) (\w+)", path.read_text()))
-        missing = imported - always - extras - (development if path.stem in ("staging", "report") else set())
-        assert not missing, f"{path.name} imports {missing}"
+        extras = importable(requirements(root, *IMPORTED_BY[path.stem]).values()) if path.stem in IMPORTED_BY else {"huggingface_hub"}
+        assert not (missing := imported - always - extras), f"{path.name} imports {missing}"
 
 
 def test_what_is_installed_is_whole(root, tmp_path):

@@ -105,8 +105,33 @@ def test_the_folder_is_as_the_hub_has_it(tmp_path):
     assert (measured["value"], measured["type"]) == (0.25, "mse") and result["task"]["type"] and result["dataset"]["type"] == "folder"
     for said in ("| mse | 0.25 ± 0.01", "| posterior mean |", 'from_pretrained("vae")', "model.zdim 4", "train.steps 12", "seed 0"):
         assert said in card, said
-    assert "/srv" not in card and "import " not in card.replace("from genbook import", "") and "`genbook run demo`" in card
+    assert "/srv" not in card and "import " not in card.replace("from genbook import", "") and "genbook run demo." in card
     assert json.loads((folder / "config.json").read_text())["config"]["zdim"] == 4 and load_file(folder / "model.safetensors")
+
+
+def test_what_a_stranger_planted_in_a_run_is_text_in_its_card(tmp_path):
+    "Whoever exports a run that was given to them publishes no tag, link or formula of somebody else, and imports nothing."
+    bad = "<img src=x onerror=alert(1)> $$ | `c` [a](javascript:b)\n# head\n```"
+    run = finished(tmp_path / "runs/demo/a", small(), "vae_mlp", **CONFIG)
+    result = json.loads((run / "result.json").read_text())
+    result |= {"run_id": bad, "notebook": bad, "device": bad, "commit": bad, "experiment": bad, "unmet": [bad], "versions": {bad: bad}}
+    result["params"] = {"dataset": bad, bad: bad}
+    result["model"] |= {"name": bad, "module": "os\nimport this"}
+    result["metrics"] = {bad: result["metrics"]["mse"] | {"estimator": bad, "unit": bad, "split": bad}}
+    (run / "result.json").write_text(json.dumps(result))
+    card = (export(run, tmp_path / "out") / "README.md").read_text()
+    yaml.safe_load(re.match(r"---\n(.*?)\n---\n", card, re.S)[1])
+    text = card.partition("\n---\n")[2]
+    assert "alert(1)" in text and not re.search(r"(?<!\\)(<(?!!--)|\$|\]\(javascript)", text) and text.count("\n#") == 1
+    assert text.count("```") == 2 and "import this" not in text and text.count("\n| ") == 2
+
+
+def test_one_says_more_about_a_model_in_its_card(tmp_path):
+    folder = export(small(), tmp_path / "a", name="vae_mlp", config=CONFIG, data="digits", story="Trained in *one* minute.")
+    card = (folder / "README.md").read_text()
+    assert (
+        "trained on digits" in card and "Trained in *one* minute." in card and f"{sum(p.numel() for p in small().parameters()):,}" in card
+    )
 
 
 def test_a_licence_is_the_users_to_give(tmp_path):

@@ -169,8 +169,15 @@ def _mosaic(images, ncols, gap, divide=None):
     return canvas, y, x  # pixels, and the upper left corners of the cells
 
 
+def plainly(
+    label: object,  # of data: the name of a class, say
+) -> str:  # which matplotlib shows as it is
+    "A label without formulas: what stands between two dollars is none."
+    return str(label).replace("$", r"\$")
+
+
 def _labels(name, labels, count):
-    labels = None if labels is None else [str(label) for label in labels]
+    labels = None if labels is None else [plainly(label) for label in labels]
     if labels is not None and len(labels) != count:
         raise GenbookError(f"{name}: {len(labels)} labels for {count}; one each is wanted")
     return labels

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from ..core import GenbookError, check_choice
-from .figures import CLASS_COLORS, COLORS, WIDTH, Plot, _array, _grid, _styled, subplots
+from .figures import CLASS_COLORS, COLORS, WIDTH, Plot, _array, _grid, _styled, plainly, subplots
 
 # %% ../../nbs/lab/12_plots.ipynb #2a520782
 def smooth(
@@ -209,7 +209,7 @@ def latent_scatter(
     elif y.dtype.kind == "f" or len(labels) > len(CLASS_COLORS):
         fig.colorbar(ax.scatter(*xy.T, c=y, cmap="cividis", **dots), ax=ax, label="y")
     else:
-        _classes(ax, xy, y, labels, [str(c) if classes is None else str(classes[int(c)]) for c in labels], dots)
+        _classes(ax, xy, y, labels, [str(c) if classes is None else plainly(classes[int(c)]) for c in labels], dots)
     ax.set(xlabel=names[0], ylabel=names[1])
     return fig
 

@@ -18,6 +18,7 @@ from ..core import METRICS, GenbookError, Metric, assets, check_choice, nearest,
 from .jobs import flat
 from .launch import is_done, read_json
 from .runs import registered_by, weights
+from .tables import line, words
 from .zoo import create_model, entries
 from ..steps import preserved_rng
 
@@ -41,13 +42,14 @@ def _head(about, metrics):
     import yaml
 
     task = {"type": "unconditional-image-generation"}
-    measured = [{"type": k, "name": METRICS.get(k.partition("__")[0], (k,) * 3)[2], "value": m.value} for k, m in metrics.items()]
+    known = lambda k: METRICS.get(k.partition("__")[0], (k,) * 3)[2]
+    measured = [{"type": line(k), "name": line(known(k)), "value": m.value} for k, m in metrics.items()]
     head = {"license": about["license"]} if about["license"] else {}
     head |= {"library_name": "genbook", "pipeline_tag": task["type"]}
-    head["tags"] = ["genbook", about["name"].split("_")[0], "generative-model", "pytorch"]
-    data = {"name": about["data"], "type": about["data"]}
+    head["tags"] = ["genbook", line(about["name"]).split("_")[0], "generative-model", "pytorch"]
+    data = {"name": line(about["data"]), "type": line(about["data"])}
     if measured:
-        head["model-index"] = [{"name": about["name"], "results": [{"task": task, "dataset": data, "metrics": measured}]}]
+        head["model-index"] = [{"name": line(about["name"]), "results": [{"task": task, "dataset": data, "metrics": measured}]}]
     return yaml.safe_dump(head, sort_keys=False, allow_unicode=True, width=1000)
 
 
@@ -55,7 +57,7 @@ def _imports(name, module):
     "What has to be imported before `from_pretrained` knows the model."
     if module == "__main__":
         return f"# first, what registers {name!r}: a cell or script of its author\n"
-    return f"import {module}  # it registers {name!r}\n" if module else ""
+    return f"import {module}  # it registers {name!r}\n" if re.fullmatch(r"[^\W\d]\w*(\.[^\W\d]\w*)*", module) else ""
 
 
 def _use(model, shape):
@@ -69,15 +71,18 @@ def _use(model, shape):
 def _card(about, folder, metrics, model) -> str:
     "The model card."
     size = "" if model is None else f" It has {sum(p.numel() for p in model.parameters()):,} parameters."
-    parts = [f"---\n{_head(about, metrics)}---\n\n# {folder}\n"]
+    parts = [f"---\n{_head(about, metrics)}---\n\n# {words(folder)}\n"]
     parts.append(
-        f"Weights of the model `{about['name']}` of [genbook](https://github.com/genbook/genbook), trained on {about['data']}.{size}\n"
+        f"Weights of the model {words(about['name'])} of [genbook](https://github.com/genbook/genbook), "
+        f"trained on {words(about['data'])}.{size}\n"
         "They are those of evaluation: averaged, where the training averages.\n"
     )
-    code = f'{_imports(about["name"], about["module"])}from genbook import from_pretrained\n\nmodel = from_pretrained("{folder}")\n'
+    code = (
+        f"{_imports(about['name'], about['module'])}from genbook import from_pretrained\n\nmodel = from_pretrained({json.dumps(folder)})\n"
+    )
     parts.append(f"```python\n{code}{_use(model, about['shape'])}\n```\n")
     if metrics:
-        rows = [f"| {k} | {m} | {m.split or ''} | {m.n or ''} | {m.estimator} |" for k, m in metrics.items()]
+        rows = [f"| {' | '.join(map(words, (k, m, m.split or '', m.n or '', m.estimator)))} |" for k, m in metrics.items()]
         parts.append("\n".join(["| metric | value | split | n | estimator |", "|---|---:|---|---:|---|", *rows, ""]))
     return _marked("\n".join([*parts, *about["story"]]))
 
@@ -91,19 +96,20 @@ def _of_run(run: Path) -> tuple[dict, dict[str, Metric], bytes]:
         raise GenbookError(f"export: {run} has kept no model; run it again with --force")
     model, params = result["model"], flat(result["params"] or {})
     data = str(params.get("dataset", result["notebook"])).partition(":")[0]  # of a folder not its place
-    said = ", ".join(f"{k} {v}" for k, v in params.items() if v is not None and k not in ("dataset", "device"))
-    versions = ", ".join(f"{k} {v}" for k, v in result["versions"].items())
+    said = words(", ".join(f"{k} {v}" for k, v in params.items() if v is not None and k not in ("dataset", "device")))
+    versions = words(", ".join(f"{k} {v}" for k, v in result["versions"].items()))
     notebook, again = str(result["notebook"]), result.get("experiment")
     if notebook.endswith(".ipynb"):  # of a notebook of one's own not its place
         notebook = again = Path(notebook).name
+    of = f" of the notebook {words(notebook)}" if result["notebook"] else ""
+    at = f", at commit {words(result['commit'])}" if result["commit"] else ""
     story = [
-        f"The run `{result['run_id']}` of the notebook `{notebook}` took {result['minutes']} minutes on {result['device']}, "
-        f"with {versions}, at commit `{result['commit']}`.",
+        f"The run {words(result['run_id'])}{of} took {words(result['minutes'])} minutes on {words(result['device'])}, with {versions}{at}.",
         f"Its parameters: {said}.",
-        *(f"\nWhat the notebook asserts and this run did not reach: `{claim}`" for claim in result.get("unmet", [])),
+        *(f"\nWhat the notebook asserts and this run did not reach: {words(claim)}" for claim in result.get("unmet", [])),
     ]
-    if again:
-        story.insert(1, f"`genbook run {again}` makes it again.")
+    if again and result["notebook"]:
+        story.insert(1, f"To make it again: genbook run {words(again)}.")
     about = {"name": model["name"], "shape": model["image_shape"], "config": model["config"], "data": data, "story": story}
     about["module"] = registered_by(model["name"]) or model.get("module", "")
     return about, {k: Metric(**m) for k, m in result["metrics"].items()}, kept.read_bytes()
@@ -158,6 +164,7 @@ def export(
     config: dict | None = None,  # of a model: its arguments other than those of its name
     metrics: dict[str, Metric] | None = None,  # what the card says was measured; None: all that the run did
     data: str = "data of its author",  # of a model: what it was trained on
+    story: str = "",  # of the card: what else there is to say, in markdown
     license: str | None = None,  # e.g. "mit"; None: the card names none
     half: bool = False,  # keep the weights in fp16, at half the size
     card: bool = True,  # write README.md; False: leave it as it is
@@ -185,7 +192,8 @@ def export(
         write_atomic(folder / "model.safetensors", _halved(content) if half else content)
         if card:
             found = found if metrics is None else metrics
-            write_atomic(readme, _card(about | {"license": license}, folder.resolve().name, found, model))
+            about |= {"license": license, "story": [story, *about["story"]] if story else about["story"]}
+            write_atomic(readme, _card(about, folder.resolve().name, found, model))
         return write_atomic(folder / "config.json", json.dumps(written, indent=1) + "\n").parent
     except OSError as e:
         raise GenbookError(f"export: {folder} cannot be written: {e.strerror}") from None
@@ -217,6 +225,10 @@ def from_pretrained(
 
     folder = _find(name)
     where = f"from_pretrained: {folder}"
+    if read_json(folder / "status.json").get("state", "done") != "done" and not (folder / "config.json").is_file():
+        last = (folder / "metrics.jsonl").read_text().splitlines()[-1:] if (folder / "metrics.jsonl").is_file() else []
+        row = json.loads(last[0]) if last and last[0].endswith("}") else {"step": 0, "of": "?"}
+        raise GenbookError(f"{where} is a training that is not finished: step {row['step']} of {row['of']}; the same command goes on")
     if missing := [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]:
         raise GenbookError(f"{where} has no {' and no '.join(missing)}; `genbook export RUN {folder.name}` writes both")
     try:

@@ -210,7 +210,9 @@ def plain(
         nb.metadata |= {"title": _title_of(nb), "turn": f"<nav>{links}</nav>", "language_info": {"name": "ipython3"}}
         kept = _prepare(nb, bib)
         page = exporter.from_notebook_node(nb)[0]
-        write_atomic(out / f"{name}.html", re.sub("\ue000(\\d+)\ue001", lambda m, kept=kept: kept[int(m[1])], page))
+        write_atomic(
+            out / f"{name}.html", re.sub("\ue000(\\d+)\ue001", lambda m, kept=kept: kept[int(m[1])] if int(m[1]) < len(kept) else "", page)
+        )
     return out / "index.html"
 
 # %% ../../nbs/lab/15_report.ipynb #40c19c3b

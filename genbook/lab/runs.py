@@ -99,7 +99,7 @@ def save_images(path, images, ncols=10):
 
     u = (images[: max(len(images) // ncols, 1) * ncols].clamp(0, 1) * 255).round().byte().cpu()
     rows = u.expand(-1, 3, -1, -1).unflatten(0, (-1, min(ncols, len(u)))).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
-    Image.fromarray(rows.contiguous().numpy()).save(path, optimize=True)
+    Image.fromarray(rows.contiguous().numpy()).save(path, "png", optimize=True)
 
 
 def _hold(folder):

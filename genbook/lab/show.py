@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['console', 'table', 'number_of_runs', 'print_experiments', 'Setting', 'resolved', 'print_settings', 'fitting',
-           'print_comparison', 'print_results', 'write_csv', 'seconds', 'pace', 'Progress', 'tracked']
+           'print_tables', 'print_overview', 'print_results', 'write_csv', 'seconds', 'pace', 'Progress', 'tracked']
 
 # %% ../../nbs/lab/17_show.ipynb #d31ea750
 import csv
@@ -41,11 +41,13 @@ def table(
     from rich.text import Text
 
     columns = list(columns)
-    made = Table(title=title, box=None, title_justify="left", title_style="bold", header_style="bold", pad_edge=False)
+    made = Table(
+        title=title and Text(tables.line(title)), box=None, title_justify="left", title_style="bold", header_style="bold", pad_edge=False
+    )
     for i, c in enumerate(columns):
-        made.add_column(c, overflow="fold", no_wrap=i == 0)
+        made.add_column(Text(tables.line(c)), overflow="fold", no_wrap=i == 0)
     for r in rows:
-        cells = [Text(str(cell)) for cell in r]
+        cells = [Text(tables.line(cell) if len(r) > 1 else str(cell)) for cell in r]
         if len(cells) == 1:
             cells[0].stylize("bold")
         made.add_row(*cells)
@@ -68,12 +70,17 @@ def number_of_runs(
 def print_experiments(
     pattern: str = "*",  # of names, as a shell has it
 ) -> int:  # how many were found
-    "All experiments whose names match, by notebook."
+    "All experiments whose names or notebooks match, by notebook; without a pattern how many a notebook has."
     found = experiments.load_experiments()
     groups: dict[str, list] = {}
     for e in found.values():
-        if fnmatch(e.name, pattern):
+        if fnmatch(e.name, pattern) or fnmatch(e.notebook.rpartition("/")[2] or "suites", pattern):
             groups.setdefault(e.notebook or "suites", []).append(e)
+    if pattern == "*":
+        rows = [(n, len(group), sum(number_of_runs(e, found) for e in group), f"{group[0].name}, ...") for n, group in groups.items()]
+        console().print(table(["notebook", "experiments", "runs", "the first"], rows))
+        console().print("\nThose of a kind: genbook list 'vae-*', 11_vae or suites; the settings of one: genbook list NAME", markup=False)
+        return len(found)
     rows = []
     for notebook, group in groups.items():
         rows.append([notebook])
@@ -190,17 +197,30 @@ def fitting(
     return sorted(kept), [t.columns[i] or "notes" for i in range(len(sizes)) if i not in kept]
 
 
-def print_comparison(rows: list[dict]) -> None:  # of `results.summary`
-    "The tables of the comparison, each with its protocol card."
+def print_tables(
+    found: list[tables.Table],
+) -> None:
+    "Tables of results in the width that there is, each with its protocol card."
     out = console()
-    for t in tables.tables(rows):
+    for t in found:
         kept, left = fitting(t, out.width)
         shown = [r for r in t.rows if any(r[i] for i in kept if 1 < i < len(r) - 3)]
         whole = [[r[0], r[1] or r[0], *r[2:]] for r in shown]  # the training images are no experiment
         out.print(table([t.columns[i] for i in kept], ([r[i] for i in kept] for r in (shown if 0 in kept else whole)), t.title))
         if left:
-            out.print(f"  not shown for want of room: {', '.join(left)}; --format all shows them", style="dim", markup=False)
-        out.print(*(f"  {line}" for line in t.card), "", sep="\n", style="dim", markup=False)
+            out.print(f"  not shown for want of room: {tables.line(', '.join(left))}; --format all shows them", style="dim", markup=False)
+        out.print(*(f"  {tables.line(text)}" for text in t.card), "", sep="\n", style="dim", markup=False)
+
+
+def print_overview(
+    t: tables.Table,  # of `tables.overview`
+) -> None:
+    "A line for each experiment, of as many columns as fit."
+    out = console()
+    sizes = [2 + max(len(c), *(len(r[i]) for r in t.rows)) for i, c in enumerate(t.columns)]
+    kept = [i for i in range(len(sizes)) if i < 3 or sum(sizes[: i + 1]) <= out.width]
+    out.print(table([t.columns[i] for i in kept], ([r[i] for i in kept] for r in t.rows)))
+    out.print("\nOne of them: genbook results NAME, or a pattern; all conditions: --all")
 
 
 def print_results(rows: list[dict]) -> None:  # of `results.summary`
@@ -208,11 +228,13 @@ def print_results(rows: list[dict]) -> None:  # of `results.summary`
     out, width = console(), max((len(name) for r in rows for name in r["metrics"]), default=0)
     for r in rows:
         setting = " ".join(f"{k}={v}" for k, v in r["setting"].items())
-        out.print(" ".join(filter(None, [r["experiment"], setting, f"({r['data']})"])), style="bold", markup=False)
-        lines = [(name.ljust(width), tables.cell(m), m["unit"], m["n"] or "", m["estimator"]) for name, m in r["metrics"].items()]
+        out.print(tables.line(f"{r['experiment']} {setting} ({r['data']})"), style="bold", markup=False)
+        lines = [
+            (tables.line(name).ljust(width), tables.cell(m), m["unit"], m["n"] or "", m["estimator"]) for name, m in r["metrics"].items()
+        ]
         out.print(table(["metric", "mean", "unit", "n", "estimator"], lines))
         note = f"{r['seeds']} seed{'s' * (r['seeds'] > 1)}, {r['minutes']:.1f} min, {r['device']}{', changed' * bool(r['changed'])}"
-        out.print(*(f"  {text}" for text in (note, *(f"failed: {claim}" for claim in r["unmet"]))), "", sep="\n", markup=False)
+        out.print(*(f"  {tables.line(text)}" for text in (note, *(f"failed: {claim}" for claim in r["unmet"]))), "", sep="\n", markup=False)
 
 
 def write_csv(rows: list[dict]) -> None:  # of `results.summary`

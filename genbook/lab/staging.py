@@ -16,6 +16,7 @@ from pathlib import Path
 
 from ..core import GenbookError, write_atomic
 from .launch import read_json
+from .tables import words
 
 # %% ../../nbs/lab/14_staging.ipynb #865e635d
 PARTS = {  # of the book, in order: how the names of their notebooks begin
@@ -172,7 +173,7 @@ def _portable(cell):
         if "data" in o and any(k.startswith("application/vnd.jupyter.widget") for k in o.data):
             o.data = {k: v for k, v in o.data.items() if k.startswith(("image/", "text/html"))}
         if "text/markdown" in o.get("data", {}):  # a table of results: its words are no tags
-            o.data["text/markdown"] = o.data["text/markdown"].replace("<", "\\<")
+            o.data["text/markdown"] = re.sub(r"(?<!\\)((?:\\\\)*)<", r"\1\\<", o.data["text/markdown"])
         if o.get("data", True):
             kept.append(o)
     cell.outputs = kept
@@ -234,11 +235,6 @@ def _clean(nb):
     )
 
 # %% ../../nbs/lab/14_staging.ipynb #0ab7e231
-def _text(value):
-    "Any value as markdown that means what it says."
-    return "–" if value is None else re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(str(value).split()))
-
-
 def preface(
     executed: Sequence[str | os.PathLike],  # executed notebooks, each with its result.json beside it if it has one
 ) -> str:  # markdown
@@ -248,7 +244,7 @@ def preface(
         result = read_json(found[name].parent / "result.json")
         params = result.get("params") or {}
         cells = [name, *map(params.get, ("dataset", "config", "seed")), result.get("minutes")]
-        rows.append("| " + " | ".join(map(_text, cells)) + " |")
+        rows.append("| " + " | ".join("–" if c is None else words(c) for c in cells) + " |")
         versions = ", ".join(f"{k} {v}" for k, v in (result.get("versions") or {}).items())
         said = {
             "finished": str(result.get("finished") or "")[:10],
@@ -256,7 +252,7 @@ def preface(
             **{k: result.get(k) for k in ("device", "commit")},
         }
         for key, value in said.items():
-            about.setdefault(key, {}).update({_text(value): None} if value else {})
+            about.setdefault(key, {}).update({words(value): None} if value else {})
     said = {key: " and ".join(values) or "unknown" for key, values in about.items()}
     line = "Executed {finished} on {device}; {versions}; commit {commit}.".format(**said) if about and about["device"] else ""
     return "\n".join([line, "", "| notebook | data | configuration | seed | minutes |", "|---|---|---|---:|---:|", *rows, ""])
