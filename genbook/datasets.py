@@ -12,7 +12,6 @@ import lzma
 import os
 import pickle
 import tempfile
-import warnings
 import zlib
 from collections import Counter
 from dataclasses import dataclass, replace
