@@ -505,7 +505,6 @@ NOT_YET_EDITED = (  # chapters that are not lessons yet: without reports and sum
     "models/20_flows",
     "models/22_flow_vae",
     "models/23_fvae",
-    "models/30_gan",
     "models/31_wgan",
     "models/32_cgan",
 )
