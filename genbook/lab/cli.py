@@ -264,15 +264,18 @@ def report(execute, folder, workers):
     genbook report
     genbook report --no-execute
     """
+    _checkout("report")
+    _needs("report", "nbconvert", "report")
     from genbook.lab.report import build, chapters
 
     folder, root = folder or launch.runs_root(), project_root()
     names = [p.relative_to(root / "nbs").with_suffix("").as_posix() for p in chapters()]
     todo = [j for name in names for j in jobs.expand(experiments.Experiment("report", name, seeds=[0]))]
     if execute:
-        studies = [j for j in todo if j.notebook.startswith("studies/")]  # which read the runs of the others
+        new = [j for j in todo if _is_stale(j, folder, root)]
+        studies = [j for j in new if j.notebook.startswith("studies/")]  # which read the runs of the others
         outcomes = []
-        for part in filter(None, ([j for j in todo if j not in studies], studies)):
+        for part in filter(None, ([j for j in new if j not in studies], studies)):
             with show.Progress(part, folder) as progress:
                 outcomes += grid.run_jobs(part, folder, workers=workers, force=True, whole=True, report=progress)
         failed = [o for o in outcomes if o.state != "done" or o.error]
@@ -285,6 +288,13 @@ def report(execute, folder, workers):
             f"report: {len(missing)} chapters have not been executed, e.g. {missing[0]}; run `genbook report` without --no-execute"
         )
     click.echo(build([d / "notebook.ipynb" for d in dirs], root))
+
+
+def _is_stale(job, folder, root):
+    "Whether a chapter was not executed since its notebook, the package or the kept results changed."
+    run = folder / job.experiment / job.id
+    read = [root / "nbs" / f"{job.notebook}.ipynb", *(root / "genbook").rglob("*.py"), *(root / "results").rglob("*.json")]
+    return not launch.is_done(run) or max(p.stat().st_mtime for p in read) > (run / "result.json").stat().st_mtime
 
 # %% ../../nbs/lab/21_cli.ipynb #831822a4
 EXTRAS = {"papermill": "lab", "nbformat": "lab", "jupyter_client": "lab", "nbdev": "lab", "ipywidgets": "lab", "IPython": "lab"}

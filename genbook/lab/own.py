@@ -53,8 +53,8 @@ def scaled(
     data: DataSet,  # what it is trained on
     *,
     steps: int | None = None,  # instead of what the chapter sets, scaled; the same of the others
-    batch_size: int | None = None,
-    lr: float | None = None,
+    batch_size: int | None = None,  # images of a step
+    lr: float | None = None,  # learning rate
 ) -> tuple[dict, dict]:  # arguments of the model, fields of `Train`
     "The settings of a chapter for other pictures."
     defaults, n = _defaults(family_of(name)[0]), len(data.train)
@@ -144,8 +144,8 @@ def _state(folder: Path) -> Iterator[None]:
 def _pictures(source: str) -> dict:
     "Name and content of a data set, or of a folder."
     known = source.startswith("folder:") or datasets._plain(source)[0] in datasets.NAMES
-    params, content = _folder({"dataset": source if known else f"folder:{Path(source).expanduser().absolute()}"})
-    return {"dataset": params["dataset"], "content": content}
+    name, content = _folder(source if known else f"folder:{Path(source).expanduser().absolute()}")
+    return {"dataset": name, "content": content}
 
 
 def _built(asked: dict, data: DataSet, device: str, steps: int | None) -> Training:

@@ -135,7 +135,7 @@ def _of_model(model: nn.Module, name: str | None, config: dict | None) -> dict:
     _fill("export", twin, name, model.state_dict(), "; say with config={...} how it was built")
     return about
 
-
+# %% ../../nbs/lab/10_pretrained.ipynb #e53c7b1a
 def _build(where, name, shape, config) -> nn.Module:
     "A model by name, without a trace in the random state; one line for whatever is wrong."
     try:
@@ -181,13 +181,8 @@ def export(
     readme = folder / "README.md"
     if card and readme.is_file() and not _is_ours(readme.read_text(encoding="utf-8", errors="replace")):
         raise GenbookError(f"export: {readme} was not written by export, or edited since; leave it with card=False, or remove it")
-    written = {
-        "schema": SCHEMA,
-        "library_name": "genbook",
-        "model": about["name"],
-        "image_shape": about["shape"],
-        "config": about["config"],
-    }
+    written = {"schema": SCHEMA, "library_name": "genbook", "model": about["name"]}
+    written |= {"image_shape": about["shape"], "config": about["config"]}
     try:
         write_atomic(folder / "model.safetensors", _halved(content) if half else content)
         if card:

@@ -198,7 +198,7 @@ def fitting(
 
 
 def print_tables(
-    found: list[tables.Table],
+    found: list[tables.Table],  # to show
 ) -> None:
     "Tables of results in the width that there is, each with its protocol card."
     out = console()

@@ -31,12 +31,14 @@ def line(value: Any) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in str(value)).split())
 
 
-def words(value: Any) -> str:
+def words(
+    value: Any,  # of a result
+) -> str:
     "The same as Markdown that means what it says: no tag, link, formula, citation, shortcode, and no end of a cell."
     special = r"[\\`*<>\[\]{}|$~^@&#]|(?<!\w)_++|_++(?!\w)|:(?=//)"  # a line below within a word is one
     return re.sub(special, lambda m: "".join(f"\\{c}" for c in m[0]), line(value))
 
-
+# %% ../../nbs/lab/07_tables.ipynb #239e701f
 class Table(NamedTuple):
     "One table of results and its protocol card."
 
