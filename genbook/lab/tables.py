@@ -41,7 +41,7 @@ class Table(NamedTuple):
 
 
 def said(
-    value: float,
+    value: float,  # to be read
     error: float | None = None,  # standard error, or deviation
 ) -> str:  # such as "89.52 ± 0.55"
     "A number as it is read: to the second digit of its error, without one to four digits, thousands apart."
@@ -85,7 +85,7 @@ def tables(
 # %% ../../nbs/lab/07_tables.ipynb #5a1d0c02
 def of_metrics(
     metrics: Mapping[str, Metric],  # name -> what was measured
-    title: str = "",
+    title: str = "",  # above the table
 ) -> Table:
     "What a chapter has measured: a line for each number, with its unit, the examples it is a mean of, and how it was estimated."
     rows = [[name, said(m.value, m.se), m.unit, said(m.n) if m.n else "", m.estimator] for name, m in metrics.items()]

@@ -252,7 +252,6 @@ CONFIGS = {
     "resnet": dict(tower="resnet", zdim=32),
 }
 
-# %% ../../nbs/models/10_ae.ipynb #c25151db
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {"steps": 1200, "lr": 3e-3, "warmup": 50, "every": 300},
 }

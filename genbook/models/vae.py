@@ -338,7 +338,7 @@ def knn_accuracy(
 # %% ../../nbs/models/11_vae.ipynb #26b93b49
 @torch.no_grad()
 def variances(
-    model: LatentImages,
+    model: LatentImages,  # trained
     images: Images,  # which are not in the training set
     samples: Tensor,  # of the model, (n, c, h, w)
 ) -> dict[str, Metric]:
@@ -355,7 +355,7 @@ def variances(
 @torch.no_grad()
 def normalised_bits(
     model: LatentModel,  # whose loss is a cross-entropy of grey values
-    images: Images,
+    images: Images,  # as many levels as those of the training
     n: int = 1000,  # of them, from the first on
 ) -> Tensor:  # bits per pixel value, (n,)
     "The normalised likelihood that belongs to a summed cross-entropy, from one sample of the posterior."
