@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 GUARD = """import sys
 class Guard:
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] not in {allowed!r}:
+        if name.partition(".")[0] not in {allowed!r} and not name.startswith("_sysconfigdata"):
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Guard)
 """

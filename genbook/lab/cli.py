@@ -228,6 +228,7 @@ def verify(names, embedded):
     genbook verify vae-mlp-mnist evaluate-digits
     genbook verify --embedded
     """
+    _checkout("verify")
     from genbook.datasets import EMBEDDED
     from genbook.lab import results
     from genbook.lab.verify import verify_result

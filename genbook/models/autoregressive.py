@@ -19,6 +19,7 @@ from ..core import GenbookError, check_choice
 from ..measure.likelihood import bits_per_dim
 from ..nn import check_image_shape, check_size
 from ..prob import ImageLikelihood, likelihood, n_params
+from ..steps import Model
 
 # %% ../../nbs/models/40_autoregressive.ipynb #0e204d87
 def turn(
@@ -217,7 +218,7 @@ class Completed(Drawn):
         return self.image(v)
 
 # %% ../../nbs/models/40_autoregressive.ipynb #92c63b36
-class Pixel(Completed):
+class Pixel(Completed, Model):
     "An autoregressive model of images or codes; its network is a key of `NETS`, whose arguments it takes too."
 
     passes = tuple(NETS.values())

@@ -22,6 +22,7 @@ from .autoregressive import Pixel
 from ..nn import ResBlock, check_image_shape, check_size
 from ..prob import ImageLikelihood, n_params
 from ..prob import likelihood as image_likelihood
+from ..steps import Model
 
 # %% ../../nbs/models/41_vqvae.ipynb #2b0986d8
 class Codebook(nn.Module):
@@ -159,7 +160,7 @@ class CodecLoss(NamedTuple):
     perceptual: Tensor  # squared distance of features, weighted; 0 where it is not asked for
 
 
-class Codec(nn.Module):
+class Codec(Model):
     "The first stage: an autoencoder whose code is a grid of whole numbers."
 
     def __init__(
@@ -233,7 +234,7 @@ class TrainedCodec(Codec):
         self.quantiser.update()
 
 # %% ../../nbs/models/41_vqvae.ipynb #2bd42ffa
-class Coded(nn.Module):
+class Coded(Model):
     "What a `codec` and a `prior` of its codes can do together."
 
     stages = ("codec", "prior")  # of their training, in this order
