@@ -248,7 +248,7 @@ def test_codes_that_are_none_get_one_line():
 
 @pytest.mark.parametrize("family", zoo.FAMILIES)
 def test_a_model_that_is_called_gives_the_terms_of_its_loss(family, digits):
-    "`model(x, y)` means the same for all: what `loss` gives; of two players both, by the name of the part."
+    "`model(x, y)` means the same for all: what `loss` gives; of two players both, by the name of the part; of stages the first."
     build, known = next(entry for name, entry in zoo.entries().items() if entry.build.__module__ == zoo.FAMILIES[family][0])
     model = build((1, 8, 8), levels=17, **known)
     x, y = digits.train.float(slice(0, 8))
@@ -257,7 +257,8 @@ def test_a_model_that_is_called_gives_the_terms_of_its_loss(family, digits):
     torch.manual_seed(1)
     got = model(x, y)
     torch.manual_seed(1)
-    wanted = {part: getattr(model, loss)(x, y) for part, (_, loss) in parts_of(model).items()}
+    trained = getattr(model, model.stages[0]) if hasattr(model, "stages") and not hasattr(model, "loss") else model
+    wanted = {part: getattr(trained, loss)(x, y) for part, (_, loss) in parts_of(trained).items()}
     assert set(got) == set(wanted) if len(wanted) > 1 else type(got) is type(wanted["model"])
     for terms, again in zip(got.values() if len(wanted) > 1 else [got], wanted.values(), strict=True):
         assert all(torch.equal(a, b) for a, b in zip(terms, again, strict=True)) and terms.total.shape == (8,)

@@ -249,6 +249,10 @@ class Coded(Model):
             codes = over_images(self.codec.codes, images, device=device)
         return self.prior, Codes(codes, images.y.cpu(), levels=self.codec.codes_n)
 
+    def forward(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> CodecLoss:
+        "The terms of the first stage; those of the prior are of codes, not of images."
+        return self.codec(x, y, it=it)
+
     def parts_of_bound(self, x: Tensor, y: Tensor | int | None = None) -> tuple[Tensor, Tensor]:  # both (b,)
         "log p(x|c) and log p(c), nats."
         c = self.codec.codes(x)
