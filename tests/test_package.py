@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 GUARD = """import sys
 class Guard:
     def find_spec(name, path=None, target=None):
-        if name.partition(".")[0] not in {allowed!r} and not name.startswith("_sysconfigdata"):
+        if name.partition(".")[0] in {forbidden!r}:
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Guard)
 """
@@ -31,7 +32,8 @@ def package(tmp_path_factory):
     where = tmp_path_factory.mktemp("package")
     shutil.copytree(ROOT / "genbook", where / "genbook", ignore=shutil.ignore_patterns("__pycache__"))
     allowed = importable(requirements(ROOT).values()) | {*sys.stdlib_module_names, "genbook", "sitecustomize", "__main__"}
-    (where / "sitecustomize.py").write_text(GUARD.format(allowed=sorted(allowed)))
+    forbidden = set(packages_distributions()) - allowed  # what is not installed may be looked for, and not be found
+    (where / "sitecustomize.py").write_text(GUARD.format(forbidden=sorted(forbidden)))
     return where
 
 
