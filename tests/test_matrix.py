@@ -89,7 +89,7 @@ def test_every_size_and_channel(name, size):
         shape = (c, size, size)
         model = build(name, shape)
         x = images(shape, n=2)
-        by_pixel = hasattr(model, "fill") and x[0].numel() > 256  # a pass for each pixel: small images show it
+        by_pixel = hasattr(model, "fill") and x[0].numel() > 64  # a pass for each pixel: small images show it
         asked = {"reconstruct": x} | ({} if by_pixel else {"sample": 2})
         with torch.no_grad():
             terms = model.loss(x, it=torch.tensor(7))
@@ -212,7 +212,7 @@ def test_samples_are_determined_by_the_generator(name):
 def test_samples_vary(name):
     "A different image each time; with less temperature, less different."
     model = randomise(build(name)).eval()
-    spread = [model.sample(64, temperature=t, generator=generator(0)).std(0).mean() for t in (1.0, 0.1)]
+    spread = [model.sample(64, temperature=t, generator=generator(0)).std(0).mean() for t in (1.0, 1e-3)]
     assert spread[0] > spread[1]
 
 
@@ -225,7 +225,8 @@ def test_one_sample_and_labels_are_optional(name):
 def test_labels_change_the_sample(name):
     "From the same noise; one label stands for all, none are drawn, and a label that is not there gets one line."
     model = randomise(build(name)).eval()
-    a, b, c = (model.sample(4, y, generator=generator(0)) for y in (torch.full((4,), 1), 1, torch.full((4,), 2)))
+    cold = lambda y: model.sample(4, y, temperature=1e-3, generator=generator(0))  # so that noise does not hide what a label does
+    a, b, c = (cold(y) for y in (torch.full((4,), 1), 1, torch.full((4,), 2)))
     assert torch.equal(a, b) and ((a - c).flatten(1).abs().amax(1) > 0).all()
     assert model.sample(4, None, generator=generator(0)).shape == a.shape
     with pytest.raises(GenbookError) as error:

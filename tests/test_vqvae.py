@@ -19,7 +19,7 @@ def generator(seed=0):
 
 @pytest.fixture(scope="module")
 def trained():
-    made = Training("vqvae", "digits", None, "digits_labels", train_args=HOW, device="cpu")
+    made = Training("vqvae", "digits", None, "digits", {"conditional": True}, HOW, device="cpu")
     made.fit(progress=False)
     return made
 
@@ -32,7 +32,7 @@ def one_line(error, *words):
 def test_both_stages_are_trained_and_evaluated_with_the_codes_counted(trained):
     model, ds = trained.model, trained.data
     torch.manual_seed(0)
-    untrained = VQVAE((1, 8, 8), levels=17, **CONFIGS["digits_labels"]).eval()
+    untrained = VQVAE((1, 8, 8), levels=17, conditional=True, **CONFIGS["digits"]).eval()
     found, before = ({**evaluate(m, ds.test), **rate_distortion(m, ds.test)} for m in (model, untrained))
     assert found["bits_per_dim"].estimator == "bound" and found["bits_per_dim__codes"].value > 0
     total = found["bits_per_dim__pixels"].value + found["bits_per_dim__codes"].value
@@ -43,10 +43,11 @@ def test_both_stages_are_trained_and_evaluated_with_the_codes_counted(trained):
 
 
 def test_the_export_is_one_model(trained, tmp_path):
-    made = export(trained.model, tmp_path / "model", name="vqvae_digits_labels")
+    made = export(trained.model, tmp_path / "model", name="vqvae_digits", config={"conditional": True})
     twin, y = from_pretrained(made), torch.arange(5)
     assert twin.state_dict().keys() == trained.model.state_dict().keys()
     a, b = (m.sample(5, y, generator=generator()) for m in (trained.model, twin))
+    assert not torch.equal(a, trained.model.sample(5, y + 1, generator=generator()))  # labels change what the same noise gives
     assert a.shape == (5, 1, 8, 8) and (a - b).abs().max() < 0.3  # weights are kept in half precision
 
 

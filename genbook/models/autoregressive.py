@@ -286,8 +286,8 @@ class Ensemble(nn.Module):
 # %% ../../nbs/models/40_autoregressive.ipynb #b30ea23f
 CONFIGS = {
     "rows": dict(net="rows", width=256, depth=2, up=7, side=7, dim=128, layers=2, exact=10, flat=0.06),  # for two cores, at 28x28
-    "cnn": dict(net="cnn", width=32, depth=7, kernel=5),
-    "made": dict(net="made", width=500, depth=2),
+    "cnn": dict(net="cnn", width=32, depth=5, kernel=5),
+    "made": dict(net="made", width=500, depth=2, likelihood="logistic_mixture"),
     "digits": dict(net="rows", width=64, depth=1, up=3, side=3, dim=32, layers=1, exact=4),  # for 8x8
     "digits_labels": dict(net="rows", width=64, depth=1, up=3, side=3, dim=32, layers=1, exact=4, conditional=True),
     "digits_cnn": dict(net="cnn", width=16, depth=3, kernel=3),

@@ -308,9 +308,6 @@ CONFIGS = {
     ),
     "digits": dict(codes=32, dim=8, width=32, depth=1, halvings=1, prior=dict(width=64, depth=1, up=3, side=3, dim=32, layers=1)),
     "digits_finite": dict(scalars=(4, 4, 2), width=32, depth=1, halvings=1, prior=dict(width=64, depth=1, up=3, side=3, dim=32, layers=1)),
-    "digits_labels": dict(
-        codes=32, dim=8, width=32, depth=1, halvings=1, conditional=True, prior=dict(width=64, depth=1, up=3, side=3, dim=32, layers=1)
-    ),
 }
 
 # %% ../../nbs/models/41_vqvae.ipynb #c689d1f5
