@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from genbook.lab import cli, results
-from genbook.lab.training import replayed, training_of
+from genbook.lab.training import Training, replayed, training_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -55,7 +56,7 @@ for name, folder in copies.items():
         sys.path.insert(0, folder)
         import genbook
         assert genbook.__file__.startswith(folder)
-        from genbook.lab.training import replayed, training_of
+        from genbook.lab.training import Training, replayed, training_of
         from genbook.lab.verify import verify_result
 
         if name == "as it is":
@@ -183,3 +184,18 @@ def test_embedded_data_alone_can_be_asked_for(project, capsys, monkeypatch):
     assert code == 1 and lines[-1] == "1 same, 1 changed, 1 cannot" and not any("away" in line for line in lines)
     code, _, err = said(capsys, monkeypatch, "verify", "away", "--embedded")
     assert code == 2 and err == "genbook: verify: there are no kept results of away\n"
+
+
+def test_what_a_chapter_draws_before_it_trains_changes_nothing():
+    "The first steps of a run are those that a replay repeats, whatever figures stand between building and training."
+    made = {
+        "family": "vae",
+        "dataset": "digits",
+        "config": "mlp_digits",
+        "model_args": {"width": 16},
+        "train_args": {"steps": 3, "warmup": 1},
+    }
+    wanted, drawn = replayed(Training(**made))["terms"], Training(**made)
+    torch.randn(5)
+    drawn.fit(progress=False)
+    assert drawn.histories["main"].first["total"][:3] == wanted["total"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .. import datasets
 from ..core import GenbookError, check_choice, nearest, seed_everything
 from ..data import Batches, DataSet
-from ..history import EarlyStopping, History
+from ..history import EarlyStopping, History, rng_state, set_rng_state
 from .experiments import family_of
 from .jobs import Job, carried, overlong
 from .zoo import FAMILIES, arguments, entries, takes
@@ -124,6 +124,7 @@ class Staged(Built):
         self.batches = Batches(images, how.batch_size, seed=self.seed, device=self.device, k=k)
         self.steps = how.total(self.batches.steps_per_epoch)
         self.stage_how, self.step = how, how.step(module, self.batches.steps_per_epoch, self.device)
+        self.noise = rng_state()  # what a chapter draws until it trains changes nothing
 
     @property
     def batch(self) -> int:
@@ -169,6 +170,7 @@ class Training(Staged):
         stop = EarlyStopping("valid/total", how.patience) if how.patience and valid else None
         often = {"every": how.every, "log_every": max(1, min(50, how.every // 10))} | options
         schedules = schedules_of(self.step, self.steps)  # before an adaptive one moves
+        set_rng_state(self.noise)
         self.histories[name] = fit(self.step, self.batches, self.steps, name=name, run=run, look=look, valid=valid, stop=stop, **often)
         trained = self.step.eval_model(self.batches)
         if run is not None and name == "main":
