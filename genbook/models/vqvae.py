@@ -313,15 +313,15 @@ CONFIGS = {
 # %% ../../nbs/models/41_vqvae.ipynb #c689d1f5
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {
-        "steps": 300,
+        "steps": 250,
         "batch_size": 32,
-        "lr": 2e-3,
+        "lr": 1e-2,
         "optimizer": "adamw",
         "beta2": 0.99,
         "warmup": 20,
         "clip": 100.0,
         "every": 100,
-        "prior": {"steps": 150, "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0},
+        "prior": {"steps": 150, "lr": 5e-3, "weight_decay": 0.01, "clip": 1.0},
     },
     "measure": {"samples": 200, "draws": 1},
 }
