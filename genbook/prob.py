@@ -330,24 +330,24 @@ class LogisticMixture(ImageLikelihood):
         levels: int = 256,  # values that a pixel can take
     ):
         c = _divide("params", params.shape[-3], 3 * COMPONENTS)
-        parts = full_precision(params).unflatten(-3, (c, 3, COMPONENTS)).movedim((-4, -3), (0, 1))  # (3, M, ..., c, h, w)
+        parts = full_precision(params).unflatten(-3, (c, 3, COMPONENTS)).movedim((-4, -3), (0, -1))  # (3, ..., c, h, w, M)
         weights, loc, log_scale = parts
-        super().__init__(loc[0], levels=levels)
-        self.log_weights, self.each = weights.log_softmax(0), DiscretizedLogistic(loc, log_scale, levels)
+        super().__init__(loc[..., 0], levels=levels)
+        self.log_weights, self.each = weights.log_softmax(-1), DiscretizedLogistic(loc, log_scale, levels)
 
     def _log_prob(self, x):
-        return (self.log_weights + self.each._log_prob(x)).logsumexp(0)
+        return (self.log_weights + self.each._log_prob(x[..., None])).logsumexp(-1)
 
     @property
     def mean(self) -> Tensor:
         "Mean of the discrete pixel."
-        return (self.log_weights.exp() * self.each.mean).sum(0)
+        return (self.log_weights.exp() * self.each.mean).sum(-1)
 
     def sample(self, generator: torch.Generator | None = None) -> Tensor:
         "One image for each set of parameters: a component of every pixel value, then a value of it."
         u = torch.rand(self.log_weights.shape, dtype=self.loc.dtype, device=self.loc.device, generator=generator)
-        which = (self.log_weights - (-u.clamp(1e-7, 1 - 1e-7).log()).log()).argmax(0, keepdim=True)
-        loc, log_scale = (t.gather(0, which)[0] for t in (self.each.loc, self.each.log_scale))
+        which = (self.log_weights - (-u.clamp(1e-7, 1 - 1e-7).log()).log()).argmax(-1, keepdim=True)
+        loc, log_scale = (t.gather(-1, which)[..., 0] for t in (self.each.loc, self.each.log_scale))
         return DiscretizedLogistic(loc, log_scale, self.levels).sample(generator)
 
 # %% ../nbs/06_prob.ipynb #dd88752f
