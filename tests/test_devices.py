@@ -52,6 +52,8 @@ def trained(name, config, device="cpu"):
     model, images = create_model(name, (1, 8, 8), **{"levels": 17} | config), load("digits").train
     if hasattr(model, "adapt"):
         model.adapt(images.float(slice(0, 64))[0])
+    if hasattr(model, "stages") and not hasattr(model, "loss"):
+        model = getattr(model, model.stages[0])
     step = Step(model, lr=2e-3, ema=0.9, device=device)
     history = fit(step, Batches(images, BATCH, device=step.device), STEPS, log_every=1, capture=False, progress=False)
     return step, {k.removeprefix("train/"): history.column(k)[1] for k in history.rows[-1] if k.startswith("train/")}

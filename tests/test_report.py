@@ -268,7 +268,16 @@ def test_formulas_figures_and_references(pages):
 
 def test_words_of_results_are_no_markup(tmp_path):
     "A data set, a setting or a table of results that looks like markup is shown as it is, on the first page and in the chapter."
-    row = {"model": ATTACK, "experiment": ATTACK, "setting": {ATTACK: ATTACK}, "data": ATTACK, "seeds": 1, "minutes": 1.0, "memory": 0}
+    row = {
+        "model": ATTACK,
+        "experiment": ATTACK,
+        "setting": {ATTACK: ATTACK},
+        "data": ATTACK,
+        "seeds": 1,
+        "minutes": 1.0,
+        "memory": 0,
+        "copied": 0,
+    }
     mse = {"mean": 1.0, "sd": None, "se": None, "n": 1, "unit": "", "split": ATTACK, "estimators": [ATTACK]}
     row |= {"device": ATTACK, "changed": False, "unmet": [], "metrics": {"mse": mse}}
     table = {"text/markdown": tables.tables([row])[0].markdown(), "text/plain": ATTACK}

@@ -303,7 +303,8 @@ def test_validation_with_a_loader_does_not_disturb_training(images):
     assert torch.equal(trained(3), trained(20))
 
 
-def test_the_bar_shows_total_rate_and_time_left(images, capsys):
+def test_the_bar_shows_total_rate_and_time_left(images, capsys, monkeypatch):
+    monkeypatch.delenv("TQDM_DISABLE", raising=False)
     fit(Step(Net(), device="cpu"), Batches(images, 16), 600, log_every=100, name="small")
     shown = capsys.readouterr().err
     assert "small" in shown and "/600 [" in shown and "it/s" in shown and "<00:" in shown and "loss " in shown

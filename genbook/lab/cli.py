@@ -228,7 +228,6 @@ def verify(names, embedded):
     genbook verify vae-mlp-mnist evaluate-digits
     genbook verify --embedded
     """
-    _checkout("verify")
     from genbook.datasets import EMBEDDED
     from genbook.lab import results
     from genbook.lab.verify import verify_result
@@ -238,6 +237,7 @@ def verify(names, embedded):
         base = lambda r: str(r["params"].get("dataset", "")).removesuffix("-static").removesuffix("-dynamic")
         kept = [r for r in kept if base(r) in EMBEDDED]
     if not kept:
+        _checkout("verify")
         raise GenbookError(f"verify: there are no kept results{' of ' + ', '.join(names) if names else ''}")
     verdicts = {}
     for r in show.tracked(kept, "verify"):
