@@ -237,7 +237,8 @@ def verify(names, embedded):
         base = lambda r: str(r["params"].get("dataset", "")).removesuffix("-static").removesuffix("-dynamic")
         kept = [r for r in kept if base(r) in EMBEDDED]
     if not kept:
-        _checkout("verify")
+        if not names:
+            _checkout("verify")
         raise GenbookError(f"verify: there are no kept results{' of ' + ', '.join(names) if names else ''}")
     verdicts = {}
     for r in show.tracked(kept, "verify"):
