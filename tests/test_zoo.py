@@ -283,19 +283,28 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 
 def test_what_comes_with_the_package_loads():
-    assert list_pretrained() == ["ae-mnist", "gan-mnist", "pixel-mnist", "realnvp-mnist", "vae-mnist"]
+    assert list_pretrained() == ["ae-mnist", "gan-mnist", "pixel-fashion", "pixel-mnist", "realnvp-mnist", "vae-mnist"]
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
 
 
-SHIPPED = [("ae-mnist", "mse"), ("vae-mnist", "mse"), ("realnvp-mnist", "bits_per_dim"), ("pixel-mnist", "bits_per_dim")]
+SHIPPED = [
+    ("ae-mnist", "mse"),
+    ("vae-mnist", "mse"),
+    ("realnvp-mnist", "bits_per_dim"),
+    ("pixel-mnist", "bits_per_dim"),
+    ("pixel-fashion", "bits_per_dim"),
+]
 
 
 @pytest.mark.parametrize(("name", "metric"), SHIPPED)
 def test_what_comes_with_the_package_does_what_its_card_says(name, metric):
     model, card = from_pretrained(name), (Path(pretrained.assets("pretrained")) / name / "README.md").read_text()
     value, se = map(float, re.search(rf"\| {metric} \| ([\d.e-]+) ± ([\d.e-]+)", card).groups())
-    x, generator = datasets.load("mnist-mini").test.float(slice(0, 40))[0], torch.Generator().manual_seed(0)
+    x, generator = (
+        datasets.load("fashion-mini" if "fashion" in name else "mnist-mini").test.float(slice(0, 40))[0],
+        torch.Generator().manual_seed(0),
+    )
     if model.levels == 2:
         x = torch.bernoulli(x, generator=generator)
     with torch.no_grad():
