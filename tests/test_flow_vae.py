@@ -295,6 +295,18 @@ def test_no_nan_in_twenty_seeds(options, lr):
         trained(**({"lr": lr, "steps": 60, "seed": seed} | options))
 
 
+@pytest.mark.parametrize(("kind", "layers", "options"), [("planar", 3, {}), ("iaf", 2, dict(context=3, width=6))])
+def test_draws_and_their_density_have_the_right_gradients(kind, layers, options):
+    "With respect to the base and the condition, against finite differences."
+    flow = randomise(amortised_flow(kind, 2, layers, 5, **options)[0].double(), 0.3)
+
+    def draw(mu, logvar, cond):
+        return FlowPosterior(DiagonalNormal(mu, logvar), flow, cond).rsample_and_log_prob(torch.Generator().manual_seed(0), k=2)
+
+    at = [torch.randn(2, d, dtype=torch.float64, requires_grad=True) for d in (2, 2, flow.cond_dim)]
+    assert torch.autograd.gradcheck(draw, at)
+
+
 # ---- mistakes
 
 

@@ -221,6 +221,31 @@ def test_planar_constraint_test_can_fail():
     assert ((w * u).sum(-1) < -1).any() and ((w * wrong).sum(-1) < -1).any()
 
 
+def test_each_example_has_layers_of_its_own():
+    "A batch with a condition is the same as one flow for each example, also with several samples an example."
+    flow = randomise(Planar(3, 4).double())
+    x, cond = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, flow.cond_dim, dtype=torch.float64)
+    y, ldj = flow(x, cond)
+    for i in range(5):
+        alone = Planar(3, 4).double()
+        alone.load_state_dict({"theta": flow.theta + cond[i].view(4, 7)})
+        assert_close(alone(x[i : i + 1])[0][0], y[i], atol=1e-12)
+        assert_close(alone(x[i : i + 1])[1][0], ldj[i], atol=1e-12)
+    assert_close(flow(x.expand(6, 5, 3), cond)[0], y.expand(6, 5, 3), atol=1e-12)
+    assert_close(flow.inverse(y, cond)[0], x, atol=1e-8)
+
+
+@pytest.mark.parametrize("size", [0.0, 1e-6, 1.0, 1e3])
+def test_eighty_planar_layers_of_any_size_are_finite(size):
+    deep = Planar(2, 80)
+    with torch.no_grad():
+        deep.theta.normal_().mul_(size)
+    y, ldj = deep(torch.randn(200, 2))
+    gradient = torch.autograd.grad(ldj.mean() + y.mean(), deep.theta)[0]
+    assert all(t.isfinite().all() for t in (y, ldj, *deep.inverse(y), gradient))
+    assert ldj.min() >= 80 * torch.tensor(MARGIN).log() - 1
+
+
 def test_planar_is_monotone_along_w():
     u, w = adversarial(torch.float64)
     keep = (w.norm(dim=-1) > 1e-4) & (u.norm(dim=-1) < 1e3) & (w.norm(dim=-1) < 1e3)

@@ -288,3 +288,53 @@ def test_residual_block_is_skip_and_body(resample, side):
         for p in block.body.parameters():
             p.zero_()
         torch.testing.assert_close(block(x), block.skip(x))
+
+
+# ---- exactly what the augmentations do
+
+
+def test_a_translation_is_a_shift_with_zeros():
+    "Each image is one of nine shifts by at most a pixel, and all of them occur."
+    x = torch.rand(200, 3, 8, 6, dtype=torch.float64) * 2 - 1
+    moved, same = AUGMENTATIONS["translation"](x), []
+    for a in (-1, 0, 1):
+        for b in (-1, 0, 1):
+            rows, cols = slice(max(-a, 0), 8 + min(-a, 0)), slice(max(-b, 0), 6 + min(-b, 0))
+            same.append((moved.roll((-a, -b), (2, 3)) == x)[:, :, rows, cols].flatten(1).all(1))
+    assert (torch.stack(same).sum(0) == 1).all() and (torch.stack(same).sum(1) > 8).all()
+
+
+def test_a_cutout_is_a_rectangle_in_all_channels():
+    x = torch.rand(200, 3, 8, 6, dtype=torch.float64) + 0.1
+    hole = AUGMENTATIONS["cutout"](x) == 0
+    assert hole.any(1).sum((1, 2)).max() == 12  # 4 x 3, less at the border
+    assert (hole.any(1) == hole.all(1)).all() and 6 < hole.any(1).sum((1, 2)).double().mean() < 12
+
+
+def test_brightness_alone_moves_the_mean():
+    x = torch.rand(200, 3, 8, 6, dtype=torch.float64) * 2 - 1
+    change = AUGMENTATIONS["color"](x).mean((1, 2, 3)) - x.mean((1, 2, 3))
+    assert change.abs().max() <= 0.5 + 1e-9 and change.std() > 0.1
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 16, 16), (1, 28, 28), (3, 64, 64)])
+@pytest.mark.parametrize("config", CONFIGS)
+def test_shapes_of_all_configurations(config, shape):
+    model, x = WGAN(shape, **(CONFIGS[config] | dict(width=8))), torch.rand(3, *shape)
+    assert model.sample(2).shape == (2, *shape)
+    assert model.critic_loss(x).total.shape == model.generator_loss(x).total.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        (lambda: WGAN((1, 30, 30)), "not 30x30"),
+        (lambda: WGAN((1, 28, 28), penalty="gpp"), "did you mean 'gp'?"),
+        (lambda: PlaneWGAN(augment="cutouts"), "augment"),
+        (lambda: diff_augment(torch.zeros(1, 1, 8, 8), "colour"), "did you mean 'color'?"),
+    ],
+)
+def test_mistakes_get_one_line(mistake, words):
+    with pytest.raises(GenbookError) as error:
+        mistake()
+    assert words in str(error.value) and "\n" not in str(error.value)
