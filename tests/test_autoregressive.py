@@ -1,6 +1,7 @@
 "Autoregressive models beyond what the chapter asserts: training estimates, orders, labels, mistakes, time and memory."
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -69,6 +70,22 @@ def test_an_order_is_the_usual_one_of_a_turned_image(order):
     assert torch.equal(turn(a[:, 0], order), b[:, 0])
 
 
+def test_training_looks_at_everything_that_is_not_flat():
+    spot = torch.zeros(1, 1, 5, 5, dtype=torch.float64)
+    spot[0, 0, 2, 2] = 1
+    kept = tiny(flat=0.25, shape=(1, 5, 5)).keep(spot[:, 0])
+    assert (kept[0, 1:4, 1:4] == 1).all() and (kept == 0.25).sum() == 16
+
+
+def test_channels_are_read_side_by_side():
+    model, x = tiny(shape=(3, 4, 4), net="cnn"), images((3, 4, 4))
+    assert torch.equal(model.image(model.grid(x)), x)
+    assert torch.equal(model.grid(x)[0, 0, :4], torch.stack([*x[0, :, 0, 0], x[0, 0, 0, 1]]))  # red, green, blue, next pixel
+    terms = model.loss(x)
+    torch.testing.assert_close(terms.bpd, terms.total / (48 * math.log(2)))
+    assert model.sample(2, generator=generator()).shape == (2, 3, 4, 4)
+
+
 def test_training_estimates_the_exact_loss():
     "The mean over many throws lies within four standard errors; with all pixels there is no noise."
     model = tiny(flat=0.2, shape=(1, 6, 6)).train()
@@ -121,6 +138,10 @@ def test_an_ensemble_is_measured_and_sampled_like_a_model():
         (lambda m, x: tiny(codes=True, shape=(4, 4)).log_prob(torch.zeros(1, 4, 4)), ("x:", "int64")),
         (lambda m, x: Pixel((1, 4, 4), order="z"), ("order: 'z'", "hvt")),
         (lambda m, x: Pixel((1, 4, 4), flat=0.0), ("flat: 0.0",)),
+        (lambda m, x: Pixel((1, 4, 4), net="made", width=8, flat=0.1), ("flat: 0.1", "all pixels")),
+        (lambda m, x: Pixel((1, 4, 4), likelihood="gaussian"), ("likelihood: 'gaussian'", "density")),
+        (lambda m, x: tiny().sample(2, 1), ("y:", "not conditional")),
+        (lambda m, x: m.log_prob(x, torch.tensor([True, False, True])), ("y:", "bool")),
         (lambda m, x: Pixel((1, 4, 4), net="rowz"), ("net: 'rowz'", "did you mean 'rows'?")),
         (lambda m, x: Pixel((1, 4, 4), likelihood="bernoulli"), ("likelihood: 'bernoulli'", "256")),
         (lambda m, x: Pixel((1, 4, 4), dim=30), ("dim: 30",)),

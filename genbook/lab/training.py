@@ -22,7 +22,7 @@ from .experiments import family_of
 from .jobs import Job, carried, overlong
 from .zoo import FAMILIES, arguments, entries, takes
 from ..measure.protocol import Measure
-from ..steps import Step, Train, parts_of
+from ..steps import Step, Train, parts_of, preserved_rng
 from ..train import FIRST, fit, mean_loss
 
 # %% ../../nbs/lab/08_training.ipynb #6b0a90d2
@@ -46,8 +46,8 @@ def _defaults(family):
     return getattr(import_module(FAMILIES[family][0]), "DEFAULTS", {}) if family in FAMILIES else {}
 
 # %% ../../nbs/lab/08_training.ipynb #a5177c7d
-def _build(name, build, data, settings):
-    "The model, with its first statistics where it has such."
+def _build(name, build, data, settings, device):
+    "The model, with its first statistics and what else it needs of the data, where it has such."
     try:
         model = build(data.image_shape, levels=data.levels, **settings)
     except TypeError as e:
@@ -57,6 +57,9 @@ def _build(name, build, data, settings):
         raise GenbookError(f"model_args: {name} has no {wrong!r}{nearest(wrong, arguments(build))}") from None
     if hasattr(model, "adapt"):
         model.adapt(data.train.float(slice(0, 256))[0])
+    if hasattr(model, "meet"):
+        with preserved_rng():  # whether a classifier is trained for it now or was before changes nothing
+            model.meet(data, device)
     return model
 
 # %% ../../nbs/lab/08_training.ipynb #58139cd1
@@ -90,7 +93,7 @@ class Built:
         seed_everything(seed)
         if "classes" in takes(build):
             self.settings = {"classes": len(self.data.classes)} | self.settings
-        self.model: nn.Module = _build(self.name, build, self.data, self.settings)
+        self.model: nn.Module = _build(self.name, build, self.data, self.settings, device)
 
     def keep(self, run: Any) -> None:
         "Keep the trained model in a `Run`."

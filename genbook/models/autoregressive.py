@@ -32,7 +32,7 @@ def turn(
         v = v.flip(2) if letter == "h" else v.flip(1) if letter == "v" else v.transpose(1, 2)
     return v
 
-# %% ../../nbs/models/40_autoregressive.ipynb #b504908e
+# %% ../../nbs/models/40_autoregressive.ipynb #5b72c346
 class PixelLoss(NamedTuple):
     "Of each image, (b,)."
 
@@ -42,7 +42,7 @@ class PixelLoss(NamedTuple):
 
 NETS = {"rows": RowNet, "made": MADE, "cnn": GatedPixelCNN}
 
-# %% ../../nbs/models/40_autoregressive.ipynb #5b72c346
+
 class Grid(nn.Module):
     "Images or codes as rows of values, channels of a pixel side by side; needs `image_shape`, `codes`, `order`, `flat`."
 
@@ -294,7 +294,6 @@ CONFIGS = {
     "digits_made": dict(net="made", width=128, depth=1),
 }
 
-# %% ../../nbs/models/40_autoregressive.ipynb #7e205e7b
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {
         "steps": 150,

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core import GenbookError, Metric, check_choice, metric
-from ..data import Codes, Images
+from ..data import Codes, DataSet, Images
+from ..measure.judge import classifier
 from ..measure.likelihood import bits_per_dim
 from .ae import over_images
 from .autoregressive import Pixel
@@ -239,6 +240,11 @@ class Coded(Model):
 
     stages = ("codec", "prior")  # of their training, in this order
     likelihood_is = "bound"
+
+    def meet(self, data: DataSet, device: str = "auto") -> None:
+        "Before its training: where the loss has a perceptual term, its features are those of the classifier of the data."
+        if self.codec.perceptual:
+            self.codec.watch(classifier(data, device=device).net.requires_grad_(False).features)
 
     def stage(self, name: str, images: Images) -> tuple[nn.Module, Images | Codes]:
         "What a stage trains, and on what: the codec on images, the prior on their codes."
