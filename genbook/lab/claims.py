@@ -131,7 +131,13 @@ class Comparison(NamedTuple):
     def least(self, results: list[dict]) -> str:
         "The smallest difference, or ratio of deviations, that would have been decided with these runs, in words."
         found = decides(*self.sides(results), of=self.how)
-        return "–" if found is None else f"{found[2]:.2g}" if self.how == "mean" else f"{found[2]:.2g} times"
+        return (
+            "–"
+            if found is None
+            else (f"{found[2]:,.0f}" if found[2] >= 100 else f"{found[2]:.2g}")
+            if self.how == "mean"
+            else f"{found[2]:.2g} times"
+        )
 
     def numbers(self, results: list[dict]) -> str:
         "Both sides in words."

@@ -125,6 +125,11 @@ class _Spans:
         return f"[{self.names[key]}](#{key})" if key in self.names else m[0]
 
 
+def _to_pages(text):
+    "Links to notebooks as links to pages."
+    return re.sub(r"(\]\([^():#\n]+)\.ipynb", r"\1.html", text)
+
+
 def _prepare(nb, bib):
     "Replace in a notebook what nbconvert does not know; what the tokens in it stand for."
     import nbformat
@@ -132,15 +137,15 @@ def _prepare(nb, bib):
     spans = _Spans(nb, bib)
     for c in nb.cells:
         if c.cell_type == "markdown":  # without the attributes of headings and blocks
-            text = re.sub(r"^(#+ .+?) *\{[^{}]*\} *$", r"\1", c.source, flags=re.M)
-            text = re.sub(r"(\]\([^():#\n]+)\.ipynb", r"\1.html", text)
+            text = re.sub(r"^(##+ .+?) *\{#([\w-]+)[^{}]*\} *$", r'\1 <a id="\2"></a>', c.source, flags=re.M)
+            text = _to_pages(re.sub(r"^(#+ .+?) *\{[^{}]*\} *$", r"\1", text, flags=re.M))
             c.source = spans(re.sub(r"^:::.*$", "", text, flags=re.M))
             continue
         options, c.source = options_of(c.source)
         name, caption = spans.names.get(options.get("label")), spans(options.get("fig-cap", ""))
         c.metadata.options = options | {"caption": f"**{name}.** {caption}" if name else caption}
         for o in (o for o in c.outputs if "text/markdown" in o.get("data", {})):
-            o.data["text/markdown"] = spans(o.data["text/markdown"])
+            o.data["text/markdown"] = spans(_to_pages(o.data["text/markdown"]))
     listed = [_entry(key, spans.cited[key]) for key in sorted(spans.cited)]
     nb.cells += [nbformat.v4.new_markdown_cell("\n\n".join(listed))] if listed else []
     return spans.kept

@@ -25,7 +25,7 @@ PARTS = {  # of the book, in order: how the names of their notebooks begin
     "Adversarial networks": "models/3",
     "Autoregressive models": "models/4",
     "Diffusion and flow matching": "models/5",
-    "Comparisons": "studies/",
+    "Comparisons": ("studies/", "guide/00"),
     "Make it your own": ("models/8", "guide/"),
 }
 
@@ -143,6 +143,27 @@ def _title(nb, label):
     cell.source = f"# {match[1]} {{#{label}}}{lead}" + (f"\n\n{rest}" if rest else "")
 
 
+SOURCES = "guide/00_sources"  # the page that introduces the student reports
+_MENTION = re.compile(rf"(?P<skip>\[[^\]\n]*\]\([^)\n]*\)|^#.*$)|{SPANS.pattern}|(?P<report>(?<![\w-])S[0-4](?![\w-]))", SPANS.flags)
+
+
+def _to_sources(cells, name, names):
+    "Make the first mention of each student report on a page a link to where it is introduced."
+    if SOURCES not in names or name == SOURCES:
+        return
+    page, seen = posixpath.relpath(f"{SOURCES}.ipynb", posixpath.dirname(name)), set()
+
+    def link(m):
+        report = m["report"]
+        if not report or report in seen:
+            return m[0]
+        seen.add(report)
+        return f"[{report}]({page}#{report.lower()})"
+
+    for c in cells:
+        c.source = _MENTION.sub(link, c.source)
+
+
 def _links(text, name, names):
     "Links to other notebooks as words, unless these are in the book too."
     place = lambda link: posixpath.normpath(posixpath.join(posixpath.dirname(name), link))
@@ -204,8 +225,12 @@ def stage(
         nb = nbformat.from_dict(NBProcessor(nb=nb, procs=[hide_, rm_header_dash], process=True).nb)
         _title(nb, "sec-" + re.sub(r".*/(\d\d_)?", "", name).replace("_", "-"))
         ready[name] = _clean(nb)
-        for c in (c for c in ready[name].cells if c.cell_type == "markdown"):
+        prose = [c for c in ready[name].cells if c.cell_type == "markdown"]
+        for c in prose:
             c.source = _links(c.source, name, found)
+        _to_sources(prose, name, found)
+        for o in (o for c in ready[name].cells for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})):
+            o.data["text/markdown"] = _links(o.data["text/markdown"], name, found)
     if not ready:
         raise GenbookError("report: no executed chapter to render")
     for old in Path(out).rglob("*.ipynb"):
