@@ -44,7 +44,7 @@ bench: $(READY) ## throughput beside peers, import and start-up times, what a ru
 	@OMP_NUM_THREADS=1 "$(BIN)/python" benchmarks/throughput.py
 
 export: $(READY) ## before a commit: clean and format the notebooks, export the package, write README.md
-	@nbdev_clean && ruff format --quiet nbs tests && nbdev_export && python .ci/readme.py
+	@nbdev_clean && python .ci/outputs.py && ruff format --quiet nbs tests && nbdev_export && python .ci/readme.py
 
 readme: $(READY)
 	@"$(BIN)/python" .ci/readme.py

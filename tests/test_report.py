@@ -194,6 +194,12 @@ def test_a_failed_run_is_refused_and_nothing_is_touched(tmp_path, how):
     assert [p.read_bytes() for p in staged] == before and not (tmp_path / "_report").exists()
 
 
+def test_the_kind_of_an_explorer_is_known_in_two_places():
+    from genbook.lab import explorers
+
+    assert staging.EXPLORER == explorers.MIME  # so that staging loads no torch
+
+
 def check_page(name, outline):
     "Ids are unique, and headings begin with the one of level 1 and go down by one level at a time."
     assert len(outline.ids) == len(set(outline.ids)), name

@@ -1,4 +1,4 @@
-"Figures: pixels, labels and refusals; explorers: a figure for a program, a widget for a front-end."
+"Figures: pixels, labels and refusals; explorers: a figure for a program, a page for a front-end."
 
 import base64
 import io
@@ -276,28 +276,23 @@ class Conditional:
         return (0.5 + 0.1 * temperature * torch.randn(n, 1, 4, 4, generator=generator)).clamp(0, 1)
 
 
-def test_explorers_follow_their_controls():
+def test_explorers_say_what_they_explore():
     decode = lambda z: torch.sigmoid(z.view(-1, 1, 2, 2))
     made = {
         "latent": explorers.latent_explorer(decode, torch.zeros(4)),
-        "classes": explorers.latent_explorer(Conditional(), torch.zeros(4), dims=[1], classes=["a", "b"]),
         "interpolator": explorers.interpolator(decode, torch.randn(3, 4), torch.randn(3, 4)),
-        "sampler": explorers.sample_explorer(Conditional(), 4, classes=["a", "b"]),
+        "sampler": explorers.sample_explorer(Conditional(), 4, classes=["a", "b"], seeds=3),
     }
-    assert {n: list(e.controls) for n, e in made.items()} == {
-        "latent": ["z[0]", "z[1]", "z[2]", "z[3]"],
-        "classes": ["z[1]", "class"],
+    assert {n: [c["label"] for c in e.about["controls"]] for n, e in made.items()} == {
+        "latent": ["z[0]", "z[1]"],
         "interpolator": ["t", "path", "pair"],
         "sampler": ["temperature", "seed", "class"],
     }
-    for name, control in {"latent": 2, "classes": 1, "interpolator": 0, "sampler": 1}.items():
-        knobs, picture = made[name].widget().children
-        before, knob = picture.value, knobs.children[control]
-        knob.value = knob.options[1] if hasattr(knob, "options") else knob.max
-        assert bytes(before).startswith(b"\x89PNG") and bytes(picture.value).startswith(b"\x89PNG") and picture.value != before, name
-    ends = made["interpolator"]
-    assert ends.picture(t=0.0, path="linear", pair="2") == ends.picture(t=0.0, path="spherical", pair="2")
-    assert ends.picture(t=0.5, path="linear", pair="2") != ends.picture(t=0.5, path="linear", pair="3")
+    ends = made["interpolator"].about  # t, path, pair; the last changes fastest
+    image = np.asarray(Image.open(io.BytesIO(base64.b64decode(ends["sprite"])))).reshape(33, 2, 3, 2, 2)
+    assert (image[0, 0] == image[0, 1]).all() and (image[-1, 0] == image[-1, 1]).all() and (image[16, 0] != image[16, 1]).any()
+    with pytest.raises(GenbookError, match="names: 1 for 2 codes"):
+        explorers.latent_explorer(decode, torch.zeros(2, 4), names=["a"])
 
 
 def ask_like_a_front_end(manager, code):
@@ -320,7 +315,7 @@ def ask_like_a_front_end(manager, code):
         client.stop_channels()
 
 
-def test_explorer_is_a_figure_for_a_program_and_a_widget_for_a_front_end():
+def test_explorer_is_a_figure_for_a_program_and_a_page_for_a_front_end():
     sources = [
         "import sys\nimport torch\nfrom genbook.lab.explorers import latent_explorer\n{'ipywidgets', 'sklearn'} & set(sys.modules)",
         "explorer = latent_explorer(lambda z: z.sigmoid().view(-1, 1, 2, 2), torch.zeros(4))\nexplorer",
@@ -330,16 +325,14 @@ def test_explorer_is_a_figure_for_a_program_and_a_widget_for_a_front_end():
     with client.setup_kernel():
         for i, cell in enumerate(nb.cells):
             client.execute_cell(cell, i)
-        client.set_widgets_metadata()
         live = ask_like_a_front_end(client.km, "explorer")
-    assert nb.cells[0].outputs[0].data["text/plain"] == "set()"  # both are imported where they are used
+    assert nb.cells[0].outputs[0].data["text/plain"] == "set()"
     (output,) = nb.cells[1].outputs
-    assert set(output.data) == {"image/png", "text/plain"} and "widgets" not in nb.metadata
+    assert set(output.data) == {"image/png", "text/plain", explorers.MIME}
     page, _ = HTMLExporter().from_notebook_node(nb)
     assert "data:image/png;base64," + output.data["image/png"].replace("\n", "")[:60] in page.replace("\n", "")
-    assert not any(word in page for word in ("HBox(", "VBox(", "Explorer(", "widget-view"))
-    assert set(live) == {"image/png", "text/plain", "application/vnd.jupyter.widget-view+json"}
-    assert live["text/plain"] == "Explorer(z[0], z[1], z[2], z[3])"
+    assert set(live) == {*output.data, "text/html"} and 'class="gb-explorer"' in live["text/html"]
+    assert live["text/plain"] == "Explorer(The latent space)"
 
 
 def test_labels_of_a_short_logarithmic_axis_do_not_lie_on_each_other():

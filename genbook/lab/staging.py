@@ -184,8 +184,11 @@ def _check_whole(nb, path):
         raise GenbookError(f"{where}it has not been executed")
 
 
+EXPLORER = "application/vnd.genbook.explorer+json"  # explorers.MIME: importing that takes seconds
+
+
 def _portable(cell):
-    "Outputs that a page can show: no widgets (their figure stays), and what was printed as one piece."
+    "Outputs that a page can show: no widgets (their figure stays), explorers as kept, and what was printed as one piece."
     kept = []
     for o in cell.outputs:
         if kept and o.output_type == "stream" == kept[-1].output_type and o.name == kept[-1].name:
@@ -195,9 +198,26 @@ def _portable(cell):
             o.data = {k: v for k, v in o.data.items() if k.startswith(("image/", "text/html"))}
         if "text/markdown" in o.get("data", {}):  # a table of results: its words are no tags
             o.data["text/markdown"] = re.sub(r"(?<!\\)((?:\\\\)*)<", r"\1\\<", o.data["text/markdown"])
+        if EXPLORER in o.get("data", {}):  # as a front-end had it, or not
+            o.data.pop("text/html", None)
         if o.get("data", True):
             kept.append(o)
     cell.outputs = kept
+
+
+def _explorers(cells):
+    "Add the page to the outputs that are explorers: the script and the weights of a pretrained model once for all."
+    found = [(c, o.data) for c in cells if c.cell_type == "code" for o in c.outputs if EXPLORER in o.get("data", {})]
+    if not found:
+        return
+    from genbook.lab import explorers
+
+    held = set()
+    for c, data in found:
+        spec = data.pop(EXPLORER)
+        alt = options_of(c.source)[0].get("fig-alt", "")
+        data["text/html"] = explorers.to_html(spec, data["image/png"], alt, held=held)
+        held |= {"script", (spec.get("net") or {}).get("pretrained")}
 
 # %% ../../nbs/lab/14_staging.ipynb #b924f264
 def name_of(
@@ -255,6 +275,7 @@ def _clean(nb):
         else:
             cell = nbformat.v4.new_markdown_cell(_formulas(c.source), id=c.id)
         cells.append(cell)
+    _explorers(cells)
     return nbformat.v4.new_notebook(
         cells=cells, metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     )
