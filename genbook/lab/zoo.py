@@ -30,6 +30,7 @@ FAMILIES = {
     "cgan": ("genbook.models.cgan", "CGAN"),
     "pixel": ("genbook.models.autoregressive", "Pixel"),
     "vqvae": ("genbook.models.vqvae", "VQVAE"),
+    "diffusion": ("genbook.models.diffusion", "Diffusion"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 
