@@ -15,9 +15,10 @@ from torch import nn
 
 from genbook import create_model, list_models
 from genbook.core import GenbookError
+from genbook.lab.zoo import entries
 
 MODELS = list_models()
-FAMILIES = {name.split("_")[0]: name for name in reversed(MODELS)}  # one model of each, for what all of a family share
+FAMILIES = {entries()[name].build: name for name in reversed(MODELS)}  # one model of each, for what all of a family share
 SIZES = [8, 16, 28, 32, 64]
 SMALL = {"width": 8}  # where a model takes it; networks of the reports have their own widths
 

@@ -31,6 +31,7 @@ FAMILIES = {
     "pixel": ("genbook.models.autoregressive", "Pixel"),
     "vqvae": ("genbook.models.vqvae", "VQVAE"),
     "diffusion": ("genbook.models.diffusion", "Diffusion"),
+    "flow_matching": ("genbook.models.flow_matching", "FlowMatching"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 
