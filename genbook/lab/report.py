@@ -124,7 +124,7 @@ class _Spans:
             print(f"report: {self.title}: nothing is labelled {key}", file=sys.stderr)
         return f"[{self.names[key]}](#{key})" if key in self.names else m[0]
 
-
+# %% ../../nbs/lab/15_report.ipynb #8c5ac6fe
 def _to_pages(text):
     "Links to notebooks as links to pages."
     return re.sub(r"(\]\([^():#\n]+)\.ipynb", r"\1.html", text)

@@ -144,7 +144,7 @@ def _title(nb, label):
 
 
 SOURCES = "guide/00_sources"  # the page that introduces the student reports
-_MENTION = re.compile(rf"(?P<skip>\[[^\]\n]*\]\([^)\n]*\)|^#.*$)|{SPANS.pattern}|(?P<report>(?<![\w-])S[0-4](?![\w-]))", SPANS.flags)
+_MENTION = re.compile(rf"(?P<skip>\[[^\]\n]*\]\([^)\n]*\)|^#[^\n]*)|{SPANS.pattern}|(?P<report>(?<![\w-])S[0-4](?![\w-]))", SPANS.flags)
 
 
 def _to_sources(cells, name, names):
