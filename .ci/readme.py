@@ -18,6 +18,7 @@ def readme(index: Path) -> str:  # the text of README.md
     for c in nb.cells:
         if c.cell_type == "code":
             c.source = re.sub(r"(?m)^#\|.*\n", "", c.source)
+            c.outputs = [o for o in c.outputs if not any(kind.startswith("image/") for kind in o.get("data", {}))]  # README has files
     text, _ = MarkdownExporter().from_notebook_node(nb)
     text = LINK.sub(rf"\1{index.parent.name}/\2", text)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"

@@ -59,5 +59,6 @@ def book(tmp_path_factory, root) -> Path:
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, project / name)
     staging.stage(executed, project / "report")
-    (project / "report/_run.md").write_text(staging.preface(executed), encoding="utf-8")
+    for name, text in {"run": staging.preface(executed), "checks": staging.checks(project / "report")}.items():
+        (project / f"report/_{name}.md").write_text(text, encoding="utf-8")
     return report.plain(project).parent

@@ -220,7 +220,7 @@ def check_links(outlines):
 
 
 def test_pages_are_whole(pages):
-    assert set(pages) == {"index", "notation", "models/10_one", "models/20_two"}
+    assert set(pages) == {"index", "notation", "checks", "run", "models/10_one", "models/20_two"}
     for name, page in pages.items():
         outline = Outline(page)
         check_page(name, outline)
@@ -243,8 +243,8 @@ def test_the_whole_book_can_be_read_by_everybody(book):
     for name, outline in outlines.items():
         check_page(name, outline)
         assert all(len(alt) >= 15 for alt in outline.alts), (name, [alt for alt in outline.alts if len(alt) < 15])
-        assert texts[name].count("<figure id=") == len(re.findall(r"<figcaption><p><strong>Figure \d+.</strong> \S", texts[name])), name
-        assert "<script" not in texts[name] and not re.search(r'<(?:img|link|iframe)[^>]*"https?:', texts[name]), name
+        assert texts[name].count("<figure id=") == len(re.findall(r"<figcaption><p><strong>Figure \d+.\d+.</strong> \S", texts[name])), name
+        assert not re.search(r'<script[^>]+src=|<(?:img|link|iframe)[^>]*"https?:', texts[name]), name
     assert check_links(outlines) > 300 and sum(len(o.alts) for o in outlines.values()) > 60
 
 
@@ -261,14 +261,20 @@ def test_formulas_figures_and_references(pages):
     one, two = pages["models/10_one"], pages["models/20_two"]
     assert one.count("<math") == 4 and "𝔼" in one.replace("&#x1D53C;", "𝔼")
     assert "<code>$x$</code>" in one and "$not math$" in re.sub("<[^>]*>", "", one)
-    assert '<span class="equation" id="eq-one-elbo">' in one and "<span>(1)</span>" in one
-    assert '<a href="#eq-one-elbo">Equation 1</a>' in one and 'id="fig-one"' in one
-    assert Outline(one).alts == ["One blue pixel"] and "<strong>Figure 1.</strong> Left: real, right: <math" in one
-    assert "<summary>Code: bound</summary>" in one and "<summary>Check: eq-one-elbo</summary>" in one and "printed" in one
+    assert '<span class="equation" id="eq-one-elbo">' in one and "<span>(1.1)</span>" in one
+    assert '<a href="#eq-one-elbo">Equation 1.1</a>' in one and 'id="fig-one"' in one
+    assert Outline(one).alts == ["One blue pixel"] and "<strong>Figure 1.1.</strong> Left: real, right: <math" in one
+    assert "<summary>Code: bound</summary>" in one and "<summary>Check: Equation 1.1</summary>" in one and "printed" in one
     assert '(<a href="#ref-kingma2014">Kingma and Welling 2014</a>; <a href="#ref-burda2016">Burda et al. 2016</a>, page 2)' in one
     assert 'Burda and others (<a href="#ref-burda2016">2016</a>)' in one and 'id="ref-burda2016"' in one and "ref-" not in two
     assert "VBox" not in two and "Parameters of this run" in two and "Parameters of this run" not in one
     assert 'See <a href="10_one.html">one</a> and notation.' in two and "ipynb" not in two
+    mark = '✓ <a href="#check-eq-one-elbo">Checked</a>: by the cell below'
+    assert (
+        mark in one
+        and one.index(mark) < one.index('id="check-eq-one-elbo"')
+        and '#eq-one-elbo">Equation 1.1</a>, checked' in pages["checks"]
+    )
     assert "quarto.org" in pages["index"] and '<a href="models/10_one.html">One</a>' in pages["index"]
 
 
@@ -296,10 +302,10 @@ def test_words_of_results_are_no_markup(tmp_path):
     project(tmp_path)
     bad = write(tmp_path / "runs/c", "models/30_bad", "Bad", *cells, params={"dataset": ATTACK, "config": ATTACK, "seed": 0})
     pages = built(tmp_path, [bad])
-    for name in ("index", "models/30_bad"):
+    for name in ("run", "models/30_bad"):
         assert "<script" not in pages[name] and "<img" not in pages[name] and "&lt;script&gt;alert(1)" in pages[name], name
         Outline(pages[name])
-    assert html.unescape(pages["index"]).count(ATTACK) == 2  # data and configuration
+    assert html.unescape(pages["run"]).count(ATTACK) == 2  # data and configuration
     staged = json.loads((tmp_path / "report/models/30_bad.ipynb").read_text())  # what Quarto reads
     outputs = [o["data"]["text/markdown"] for c in staged["cells"] for o in c.get("outputs", []) if "text/markdown" in o.get("data", {})]
     assert outputs and not re.search(r"(?<!\\)<[a-z/]", "".join(map("".join, outputs)))

@@ -92,6 +92,11 @@ def _known(word):
 RELATIONS = ("less", "more", "steadier", "closer")
 
 
+def _few(value):
+    "Two digits."
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
 class Comparison(NamedTuple):
     "The first place is less, more, steadier, or closer to one, than the second."
 
@@ -131,13 +136,7 @@ class Comparison(NamedTuple):
     def least(self, results: list[dict]) -> str:
         "The smallest difference, or ratio of deviations, that would have been decided with these runs, in words."
         found = decides(*self.sides(results), of=self.how)
-        return (
-            "–"
-            if found is None
-            else (f"{found[2]:,.0f}" if found[2] >= 100 else f"{found[2]:.2g}")
-            if self.how == "mean"
-            else f"{found[2]:.2g} times"
-        )
+        return "–" if found is None else _few(found[2]) + " times" * (self.how == "deviation")
 
     def numbers(self, results: list[dict]) -> str:
         "Both sides in words."

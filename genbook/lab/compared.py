@@ -56,7 +56,7 @@ class Row(NamedTuple):
     kept: bool  # a kept run; else what a card says, or a short run of the report
     levels: int  # of a pixel
 
-
+# %% ../../nbs/lab/31_compared.ipynb #ac660a93
 def data_name(
     dataset: str,  # e.g. "mnist-dynamic"
     size: int,  # pixels of a side
@@ -111,7 +111,7 @@ def _of_card(card):
 
 # %% ../../nbs/lab/31_compared.ipynb #83053d10
 def excess(
-    row: Row,
+    row: Row,  # measured
 ) -> float | None:
     "By how much the distance of samples exceeds that of as many real images."
     m = row.metrics
@@ -148,7 +148,7 @@ COLUMNS = {  # metric: what people call it, and its unit
 
 
 def short(
-    value: float,
+    value: float,  # of any size
     digits: int = 2,  # that are kept
 ) -> str:
     "A number of few digits, thousands apart."

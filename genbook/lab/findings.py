@@ -95,7 +95,7 @@ def _samples(e):
     )
     return Finding(f"{short(excess(first))} above real images", says, chapter_of(first.family))
 
-
+# %% ../../nbs/lab/32_findings.ipynb #24f5317f
 @_finding
 def _two_orders(e):
     "Whether few bits and good samples go together."
@@ -127,7 +127,8 @@ def _speed(e):
     slow, fast = (r.metrics["sample_images_per_s"]["mean"] for r in (rows[0], rows[-1]))
     where = {"digits, 8 px": "the small digits"}.get(data, "MNIST at 28 pixels")
     says = (
-        f"How an image is made decides how fast. On {where} the slowest family, *{called(rows[0].family)}*, draws {short(slow)} images a second, "
+        f"How an image is made decides how fast. On {where} the slowest family, *{called(rows[0].family)}*, "
+        f"draws {short(slow)} images a second, "
         f"the fastest, *{called(rows[-1].family)}*, {short(fast)}."
     )
     return Finding(f"{short(fast / slow)} times", says, chapter_of(rows[0].family))
@@ -138,7 +139,7 @@ def _gain(low, high):
     gap = decides(low, high)
     return None if gap is None else (gap[0], gap[0] > gap[2])
 
-
+# %% ../../nbs/lab/32_findings.ipynb #6605109b
 @_finding
 def _sampling_codes(e):
     "An autoencoder needs a density of its codes."
@@ -166,13 +167,14 @@ def _posterior(e):
         return None
     share = 100 * gain[0] / statistics.fmean(plain.values() if isinstance(plain, dict) else plain)
     says = (
-        f"A flow behind the encoder helps, and little: 80 planar layers gain {short(gain[0])} nats an image, {short(share)} % of the code length."
+        f"A flow behind the encoder helps, and little: 80 planar layers gain {short(gain[0])} nats an image, "
+        f"{short(share)} % of the code length."
         if gain[1]
         else "Eighty planar layers behind the encoder cannot be told apart from none by these seeds."
     )
     return Finding(f"{short(gain[0])} nats", says, "models/22_flow_vae")
 
-
+# %% ../../nbs/lab/32_findings.ipynb #965a951c
 @_finding
 def _weight(e):
     "Weights of the divergence beside schedules."
@@ -238,7 +240,7 @@ def _verdicts(e):
     )
     return Finding(f"{upheld} of {len(tests)}", says, "studies/90_comparison")
 
-
+# %% ../../nbs/lab/32_findings.ipynb #07efa128
 @_finding
 def _noise(e):
     "Learned noise for discrete pixels."

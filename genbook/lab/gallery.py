@@ -127,7 +127,7 @@ def shipped(
 # %% ../../nbs/lab/30_gallery.ipynb #c658656c
 @torch.no_grad()
 def drawn(
-    card: Card,
+    card: Card,  # of a trained model
     n: int = 12,
     *,
     seed: int = 0,
@@ -137,7 +137,7 @@ def drawn(
 
 
 def title(
-    card: Card,
+    card: Card,  # of a trained model
 ) -> str:
     "What a row of pictures is called: the family, and the data where they are not MNIST."
     data = "" if card.data.startswith("mnist") else f"\n{SETS.get(card.data, card.data)}"

@@ -6,6 +6,7 @@
 __all__ = ['QUARTO_HINT', 'chapters', 'plain', 'render', 'build']
 
 # %% ../../nbs/lab/15_report.ipynb #231ea07e
+import base64
 import html
 import json
 import os
@@ -20,7 +21,7 @@ from itertools import groupby
 from pathlib import Path
 
 from ..core import project_root, write_atomic
-from .staging import SPANS, in_order, notation, options_of, part_of, preface, stage
+from .staging import SPANS, checks, in_order, notation, options_of, part_of, preface, stage
 
 # %% ../../nbs/lab/15_report.ipynb #0a8daa2b
 QUARTO_HINT = (
@@ -83,7 +84,8 @@ def _numbers(nb):
         markdown = c.cell_type == "markdown"
         for label in (m["label"] for m in SPANS.finditer(c.source)) if markdown else [options_of(c.source)[0].get("label")]:
             if label and (kind := KINDS.get(label.split("-")[0])):
-                names[label] = f"{kind} {1 + sum(n.startswith(kind) for n in names.values())}"
+                chapter = f"{nb.metadata.chapter}." if "chapter" in nb.metadata else ""
+                names[label] = f"{kind} {chapter}{1 + sum(n.startswith(kind) for n in names.values())}"
     return names
 
 
@@ -124,7 +126,7 @@ class _Spans:
             print(f"report: {self.title}: nothing is labelled {key}", file=sys.stderr)
         return f"[{self.names[key]}](#{key})" if key in self.names else m[0]
 
-
+# %% ../../nbs/lab/15_report.ipynb #8c5ac6fe
 def _to_pages(text):
     "Links to notebooks as links to pages."
     return re.sub(r"(\]\([^():#\n]+)\.ipynb", r"\1.html", text)
@@ -139,6 +141,7 @@ def _prepare(nb, bib):
         if c.cell_type == "markdown":  # without the attributes of headings and blocks
             text = re.sub(r"^(##+ .+?) *\{#([\w-]+)[^{}]*\} *$", r'\1 <a id="\2"></a>', c.source, flags=re.M)
             text = _to_pages(re.sub(r"^(#+ .+?) *\{[^{}]*\} *$", r"\1", text, flags=re.M))
+            text = re.sub(r"```\{=html\}\n(.*?)\n```", lambda m: spans.keep(m[1]), text, flags=re.S)
             c.source = spans(re.sub(r"^:::.*$", "", text, flags=re.M))
             continue
         options, c.source = options_of(c.source)
@@ -163,6 +166,7 @@ mi + mrow:empty { margin-left: 0.167em; } table { display: block; max-width: 100
 {% block body_header %}{{ super() }}{{ nb.metadata.turn }}{% endblock %}
 {% block body_footer %}{{ nb.metadata.turn }}{{ super() }}{% endblock %}
 {% block input %}<details class="jp-InputArea-editor"><summary>{{ cell.metadata.options["code-name"] | e }}</summary>
+{% for id in (cell.metadata.options["code-id"] or "").split() %}<span id="{{ id | e }}"></span>{% endfor %}
 {{ cell.source | highlight_code(metadata=cell.metadata) }}</details>{% endblock %}
 {% block outputs %}{% set o, tag = cell.metadata.options, "figure" if cell.metadata.options.label else "div" %}
 <{{ tag }}{% if o.label %} id="{{ o.label | e }}"{% endif %}>{{ super() }}
@@ -170,6 +174,9 @@ mi + mrow:empty { margin-left: 0.167em; } table { display: block; max-width: 100
 {% block data_png %}{{ seen(super(), cell.metadata.options) }}{% endblock %}
 {% block data_svg %}{{ seen(super(), cell.metadata.options) }}{% endblock %}
 """
+
+
+BESIDE = {"notation": "Before all", "checks": "At the end", "run": "At the end"}  # pages that are no chapters
 
 
 def _staged(root):
@@ -182,6 +189,33 @@ def _markdown(source):
     import nbformat
 
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(source)])
+
+
+def _front(root, names, folder):
+    "The front page: links to chapters that are not in the book are words, and a picture that is not there is left out."
+    text = (root / "index.qmd").read_text(encoding="utf-8")
+    text = re.sub(
+        r"\[([^\]\n]*)\]\(report/([^()#\n]+)\.ipynb\)", lambda m: f"[{m[1]}]({folder}{m[2]}.ipynb)" if m[2] in names else m[1], text
+    )
+    return re.sub(r"^!\[.*?\]\(([^()\n]+)\).*$", lambda m: m[0] if (root / m[1]).is_file() else "", text, flags=re.M)
+
+
+def _pictures(text, root):
+    "Pictures of a page as parts of it."
+    data = lambda path: base64.b64encode((root / path).read_bytes()).decode()
+    alt = lambda m: html.escape(m[3] or m[1], quote=True)
+    return re.sub(
+        r'^!\[(.*?)\]\(([^()\n]+\.png)\)(?:\{fig-alt="([^"]*)"\})?$',
+        lambda m: f'<figure><img alt="{alt(m)}" src="data:image/png;base64,{data(m[2])}"><figcaption>{m[1]}</figcaption></figure>',
+        text,
+        flags=re.M,
+    )
+
+
+def _appendix(root):
+    "Name -> Markdown of the pages at the end: all equations with their checks, and what was run."
+    texts = {name: root / "report" / f"_{name}.md" for name in ("checks", "run")}
+    return {name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file() and path.read_text(encoding="utf-8")}
 
 
 def _title_of(nb):
@@ -199,10 +233,10 @@ def plain(
     root, out = Path(root), Path(root, "_report")
     pages = {"notation": _markdown(text)} if (text := notation(root)) else {}
     pages |= {name: nbformat.read(path, 4) for name, path in _staged(root).items()}
-    front = (root / "index.qmd").read_text(encoding="utf-8")
-    front = re.sub(r"\{\{< *include +(\S+) *>\}\}", lambda m: (root / m[1]).read_text(encoding="utf-8"), front)
+    front = _pictures(_front(root, {*pages}, ""), root)
+    pages |= {name: _markdown(text) for name, text in _appendix(root).items()}
     lines = [front, f"{QUARTO_HINT}\n\n## Contents\n"]
-    for part, names in groupby(pages, lambda name: "Before all" if name == "notation" else part_of(name)):
+    for part, names in groupby(pages, lambda name: BESIDE.get(name) or part_of(name)):
         lines += [f"- {part}", *(f"  - [{_title_of(pages[name])}]({name}.html)" for name in names)]
     pages = {"index": _markdown("\n".join(lines))} | pages
     options = {"exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
@@ -242,6 +276,8 @@ def _book(root, names, cited):
         listed.append(write_atomic(root / "report/notation.qmd", text).relative_to(root).as_posix())
     for part, group in groupby(names, part_of):
         listed.append({"part": part, "chapters": [f"report/{name}.ipynb" for name in group]})
+    for name, text in _appendix(root).items():
+        listed.append(write_atomic(root / f"report/{name}.qmd", text).relative_to(root).as_posix())
     if cited:
         page = write_atomic(root / "report/references.qmd", "# References {.unnumbered}\n\n::: {#refs}\n:::\n")
         listed.append(page.relative_to(root).as_posix())
@@ -252,8 +288,8 @@ def _sources(root, copy):
     "Copy what Quarto reads of a project."
     shutil.copytree(root / "report", copy / "report")
     shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
-    for name in ("_quarto.yml", "index.qmd"):
-        shutil.copy(root / name, copy)
+    shutil.copy(root / "_quarto.yml", copy)
+    (copy / "index.qmd").write_text(_front(root, {*_staged(root)}, "report/"), encoding="utf-8")
     return copy
 
 
@@ -310,4 +346,5 @@ def build(
     root = Path(root) if root else project_root()
     stage(executed, root / "report")
     write_atomic(root / "report/_run.md", preface(executed))
+    write_atomic(root / "report/_checks.md", checks(root / "report"))
     return render(root)

@@ -6,9 +6,11 @@
 __all__ = ['Run', 'asserting', 'lock']
 
 # %% ../../nbs/lab/02_runs.ipynb #5fc5373a
+import ast
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..core import METRICS, GenbookError, Metric, check_choice, process_rank, project_root, write_atomic
+from ..core import AGREED, METRICS, GenbookError, Metric, check_choice, process_rank, project_root, write_atomic
 
 # %% ../../nbs/lab/02_runs.ipynb #79fe8f0c
 class Run:
@@ -32,6 +34,7 @@ class Run:
         self.model: dict | None = None  # what `keep` was told
         self._began = time.time()
         self._lock = self.dir and _hold(self.dir)
+        _ = self.dir and _watch(self.dir)
 
     @property
     def logs(self) -> Path | None:
@@ -66,6 +69,58 @@ class Run:
             write_atomic(self.dir / "result.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
             _close(self.dir)
         return result
+
+# %% ../../nbs/lab/02_runs.ipynb #3e6864d1
+LABELS = re.compile(r"^\s*# (eq-[\w-]+(?:, eq-[\w-]+)*)", re.M)
+LOOKS = {"abs", "all", "any", "exp", "float", "item", "len", "log", "max", "mean", "min", "sqrt", "square", "std", "sum", "var"}
+
+
+def _number(node, names):
+    "The value of an expression that only looks at what is there; None for any other."
+    calls = (n.func for n in ast.walk(node) if isinstance(n, ast.Call))
+    if not all(getattr(f, "attr", getattr(f, "id", "")) in LOOKS for f in calls):
+        return None
+    if any(isinstance(n, ast.Lambda | ast.NamedExpr | ast.comprehension | ast.Await | ast.Yield) for n in ast.walk(node)):
+        return None
+    try:
+        return float(eval(compile(ast.Expression(node), "", "eval"), names))
+    except Exception:  # not one number
+        return None
+
+
+def _compared(source, names):
+    "The numbers of the comparisons that a cell asserts, e.g. 0.31 < 4."
+    signs, found = {ast.Lt: "<", ast.LtE: "≤", ast.Gt: ">", ast.GtE: "≥", ast.Eq: "="}, []
+    for node in (n.test for n in ast.parse(source).body if isinstance(n, ast.Assert)):
+        for test in node.values if isinstance(node, ast.BoolOp) else [node]:
+            sides = [test.left, *test.comparators] if isinstance(test, ast.Compare) else []
+            values = [_number(side, names) for side in sides]
+            if sides and None not in values and all(type(op) in signs for op in test.ops):
+                words = [f"{values[0]:.3g}"] + [f"{signs[type(op)]} {v:.3g}" for op, v in zip(test.ops, values[1:], strict=True)]
+                found.append(" ".join(words))
+    return found
+
+
+def _watch(folder):
+    "Keep what every cell that checks an equation has found, in `checks.json`; outside of a notebook nothing."
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    found: dict[str, list[str]] = {}
+
+    def after(result):
+        "Look at a cell that has run."
+        agreed, source = [*AGREED], result.info.raw_cell
+        AGREED.clear()
+        names = dict.fromkeys(name for group in LABELS.findall(source) for name in group.split(", "))
+        if not names or not result.success:
+            return
+        apart = max(agreed, key=lambda a: a[0] / a[1] if a[1] else a[0], default=None)
+        said = [f"{apart[0]:.1g} apart, {apart[1]:.1g} allowed"] if apart else []
+        said += _compared(source, shell.user_ns)[:3]
+        found.update({name: found.get(name) or said for name in names})
+        write_atomic(folder / "checks.json", json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+
+    if hasattr(shell, "events"):
+        shell.events.register("post_run_cell", after)
 
 # %% ../../nbs/lab/02_runs.ipynb #d2c9a9a7
 def asserting() -> None:

@@ -48,7 +48,7 @@ class Link(NamedTuple):
     def __str__(self):
         return self.text
 
-
+# %% ../../nbs/lab/07_tables.ipynb #fe70e534
 class Table(NamedTuple):
     "One table of results and its protocol card."
 
