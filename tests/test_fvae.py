@@ -11,7 +11,7 @@ from genbook.bijections import log_det_jacobian
 from genbook.core import GenbookError
 from genbook.image_flows import ImageCoupling, Squeeze
 from genbook.measure.likelihood import evaluate, iw_bound_from
-from genbook.models.fvae import CONFIGS, FVAE
+from genbook.models.fvae import CONFIGS, FVAE, FlowHead
 from genbook.models.realnvp import CONFIGS as FLOWS
 from genbook.models.realnvp import RealNVP
 from genbook.nn import n_parameters
@@ -257,3 +257,31 @@ def test_mistakes_get_one_line(change, words):
 
 def test_the_encoder_is_convolutional():
     assert all(any(isinstance(m, nn.Conv2d) for m in named(config).encoder.modules()) for config in CONFIGS)
+
+
+def test_a_likelihood_of_several_codes_for_several_images():
+    "Seven codes for each of five images; draws lie on the grid of levels."
+    config = dict(levels=17, couplings=(2, 2), width=8, depth=1, noise_couplings=2, noise_width=4, cond_channels=3)
+    p = FlowHead((1, 8, 8), **config)(torch.randn(7, 5, 3, 8, 8, generator=generator()), generator())
+    assert p.log_prob(images((1, 8, 8), 17)).shape == (7, 5)
+    drawn = p.sample(generator())
+    assert drawn.shape == p.middle.shape == (7, 5, 1, 8, 8)
+    assert drawn.mul(16).sub(drawn.mul(16).round()).abs().max() < 1e-5 and 0 <= p.mean.min() and p.mean.max() <= 1
+
+
+def test_terms_of_the_loss():
+    model, x = named("digits"), images((1, 8, 8), 17)
+    terms = model.loss(x, it=torch.tensor(0))
+    assert [t.shape for t in terms] == [(5,)] * 5
+    torch.testing.assert_close(terms.total, terms.rec + terms.beta * terms.kl, atol=1e-4, rtol=0)
+    torch.testing.assert_close(terms.bpd, (terms.rec + terms.kl) / (64 * math.log(2)), atol=1e-5, rtol=0)
+    assert named("digits", k=4).loss(x).total.shape == (5,)
+
+
+def test_the_same_generator_gives_the_same_numbers():
+    model, x = named("digits"), images((1, 8, 8), 17)
+    assert torch.equal(model.log_prob(x, k=3, generator=generator()), model.log_prob(x, k=3, generator=generator()))
+    assert torch.equal(model.sample(2, generator=generator()), model.sample(2, generator=generator()))
+    assert torch.equal(model.reconstruct(x), model.decode(model.encode(x)))
+    with pytest.raises(GenbookError, match="not conditional"):
+        model.sample(2, torch.tensor([1, 2]))
