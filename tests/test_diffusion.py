@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from genbook.bijections import randomise
 from genbook.core import GenbookError
 from genbook.models.diffusion import Diffusion, log_density, variational_bound
 from genbook.paths import path
@@ -16,13 +17,13 @@ SMALL = dict(width=8, depth=1)
 @pytest.fixture(scope="module")
 def told():
     torch.manual_seed(0)
-    return Diffusion((1, 8, 8), levels=17, conditional=True, classes=3, **SMALL).eval()
+    return randomise(Diffusion((1, 8, 8), levels=17, conditional=True, classes=3, **SMALL), 0.1).eval()
 
 
 @pytest.fixture(scope="module")
 def free():
     torch.manual_seed(0)
-    return Diffusion((1, 8, 8), levels=17, **SMALL).eval()
+    return randomise(Diffusion((1, 8, 8), levels=17, **SMALL), 0.1).eval()
 
 
 def refused(call, *words):
@@ -118,9 +119,10 @@ def test_noise_of_one_gaussian_has_its_likelihood(name):
     found = log_density(denoise, p, z[:200], torch.ones_like(z[:200]), 40)  # of a linear field of one factor any signs are exact
     assert (found - exact[:200]).abs().max() < 0.05 and (found - exact[:200]).mean().abs() < 0.01
     wrong = log_density(lambda x, t: denoise(x, t, 0.9), p, z[:200], torch.ones_like(z[:200]), 40)
-    assert (wrong - exact[:200]).mean() < -0.02
+    assert (wrong - exact[:200]).mean() < -0.5
     u = (torch.arange(4000, **double) + 0.5) / 4000
-    gap = variational_bound(denoise, p, z, u[torch.randperm(4000, generator=torch.Generator().manual_seed(2))]) - exact
+    source = torch.Generator().manual_seed(2)
+    gap = variational_bound(denoise, p, z, u[torch.randperm(4000, generator=source)], source) - exact
     assert gap.mean().abs() < 4 * gap.std() / 4000**0.5
 
 
