@@ -33,8 +33,7 @@ class Run:
         self.replay: dict | None = None  # of the training that is measured, from `Training.fit`
         self.model: dict | None = None  # what `keep` was told
         self._began = time.time()
-        self._lock = self.dir and _hold(self.dir)
-        _ = self.dir and _watch(self.dir)
+        self._lock = self.dir and (_watch(self.dir) or _hold(self.dir))
 
     @property
     def logs(self) -> Path | None:

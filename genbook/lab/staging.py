@@ -352,13 +352,16 @@ def checks(
         return ""
     count = sum(bool(e["check"]) for p in pages.values() for e in p["metadata"].get("equations", []))
     total = sum(len(p["metadata"].get("equations", [])) for p in pages.values())
-    head = f"Of {total} displayed equations {count} are claims that a cell asserts; the others define a symbol. Where a run has kept numbers, they are those of the run that this book shows."
+    head = (
+        f"Of {total} displayed equations {count} are claims that a cell asserts; the others define a symbol. "
+        "Where a run has kept numbers, they are those of the run that this book shows."
+    )
     return "\n\n".join(["# All equations and their checks {#sec-checks .unnumbered}", head, *lines, ""])
 
 # %% ../../nbs/lab/14_staging.ipynb #0ab7e231
-RUN = """These are the chapters at their default size, which any computer executes in minutes: scikit-learn's 8x8 digits, small networks, a few
-hundred to a few thousand steps. The numbers are those of such runs, and no more than that. Experiments at the size of the literature are named
-in `experiments/`; `genbook list` shows them, and `genbook run` makes them."""
+RUN = """These are the chapters at their default size, which any computer executes in minutes: scikit-learn's 8x8 digits, small
+networks, a few hundred to a few thousand steps. The numbers are those of such runs, and no more than that. Experiments
+at the size of the literature are named in `experiments/`; `genbook list` shows them, and `genbook run` makes them."""
 
 
 def preface(
