@@ -283,12 +283,18 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 
 def test_what_comes_with_the_package_loads():
-    assert list_pretrained() == ["ae-mnist", "gan-mnist", "pixel-mnist", "realnvp-mnist", "vae-mnist"]
+    assert list_pretrained() == ["ae-mnist", "flow-vae-mnist", "gan-mnist", "pixel-mnist", "realnvp-mnist", "vae-mnist"]
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
 
 
-SHIPPED = [("ae-mnist", "mse"), ("vae-mnist", "mse"), ("realnvp-mnist", "bits_per_dim"), ("pixel-mnist", "bits_per_dim")]
+SHIPPED = [
+    ("ae-mnist", "mse"),
+    ("vae-mnist", "mse"),
+    ("flow-vae-mnist", "mse"),
+    ("realnvp-mnist", "bits_per_dim"),
+    ("pixel-mnist", "bits_per_dim"),
+]
 
 
 @pytest.mark.parametrize(("name", "metric"), SHIPPED)
