@@ -283,7 +283,7 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 
 def test_what_comes_with_the_package_loads():
-    assert list_pretrained() == ["ae-mnist", "gan-mnist", "pixel-fashion", "pixel-mnist", "realnvp-mnist", "vae-mnist"]
+    assert list_pretrained() == sorted([name for name, _ in SHIPPED] + ["diffusion-mnist", "gan-mnist"])
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
 
@@ -291,6 +291,7 @@ def test_what_comes_with_the_package_loads():
 SHIPPED = [
     ("ae-mnist", "mse"),
     ("vae-mnist", "mse"),
+    ("flow-vae-mnist", "mse"),
     ("realnvp-mnist", "bits_per_dim"),
     ("pixel-mnist", "bits_per_dim"),
     ("pixel-fashion", "bits_per_dim"),
