@@ -1,12 +1,19 @@
 "Discrete codes: the book through training and evaluation, both stages as one model, mistakes."
 
+import json
+import subprocess
+import sys
+
 import pytest
 import torch
 
 from genbook import datasets, from_pretrained
 from genbook.core import GenbookError
+from genbook.lab.experiments import get_experiment
+from genbook.lab.jobs import expand
 from genbook.lab.pretrained import export
-from genbook.lab.training import Training
+from genbook.lab.training import Training, replayed, training_of
+from genbook.lab.verify import compare
 from genbook.measure.likelihood import evaluate
 from genbook.models.vqvae import CONFIGS, VQVAE, MovingCodebook, TrainedCodec, perplexity, rate_distortion
 
@@ -92,6 +99,16 @@ def test_the_perceptual_term_reaches_the_decoder():
     assert not any("eyes" in k for k in codec.state_dict())
 
 
+def test_a_perceptual_training_needs_no_notebook_and_repeats_itself():
+    "The model is given the classifier where it is built; who asks for no such term gets none, and the same noise as before."
+    job = expand(get_experiment("vqvae-parts-digits-perceptual"))[0]
+    first, second = (replayed(training_of(job)) for _ in range(2))
+    assert compare(first, second).state == "same" and min(first["terms"]["perceptual"]) > 0
+    noise = [Training("vqvae", "digits", None, "digits", {"perceptual": w}, HOW, device="cpu").noise for w in (0.0, 1.0)]
+    assert torch.equal(noise[0]["torch"], noise[1]["torch"])
+    assert Training("vqvae", "digits", None, "digits", {}, HOW, device="cpu").model.codec.eyes is None
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
@@ -101,6 +118,10 @@ def test_the_perceptual_term_reaches_the_decoder():
         (lambda m: m.decode(torch.zeros(1, 3, 4, dtype=torch.int64)), ("codes:", "(n, 4, 4)")),
         (lambda m: m.sample(2, 10), ("y:", "0 to 9")),
         (lambda m: m.sample(2, temperature=0.0), ("temperature: 0.0",)),
+        (lambda m: m.sample(2, temperature=-1.0), ("temperature: -1.0",)),
+        (lambda m: VQVAE((1, 8, 8), **CONFIGS["digits"]).sample(2, 3), ("y:", "not conditional")),
+        (lambda m: m.log_prob(torch.zeros(1, 1, 8, 8), 10), ("y:", "0 to 9")),
+        (lambda m: m.stage("prio", None), ("stage: 'prio'", "did you mean 'prior'?")),
         (lambda m: VQVAE((1, 9, 8)), ("image_shape", "9x8")),
         (lambda m: VQVAE((1, 8, 8), codes=1), ("codes: 1",)),
         (lambda m: VQVAE((1, 8, 8), scalars=(8, 1)), ("scalars: (8, 1)",)),
@@ -115,3 +136,27 @@ def test_mistakes_get_one_line(trained, wrong, words):
 
 def test_perplexity_counts():
     assert perplexity(torch.arange(6), 9) == pytest.approx(6.0)
+
+
+MEASURED = """
+import json, resource, time, torch
+from genbook.models.vqvae import CONFIGS, VQVAE
+from genbook.steps import Step
+torch.set_num_threads(1)
+model = VQVAE((1, 28, 28), **CONFIGS["laptop"])
+codec = Step(model.codec, lr=1e-3, optimizer="adamw", clip=1.0, device="cpu")
+prior = Step(model.prior, lr=1e-3, optimizer="adamw", clip=1.0, ema=0.999, device="cpu")
+for _ in range(3):
+    codec(torch.randint(256, (32, 1, 28, 28)) / 255)
+    prior(torch.randint(128, (32, 7, 7)))
+began = time.process_time()
+model.eval().sample(64, generator=torch.Generator().manual_seed(0))
+print(json.dumps([time.process_time() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20]))
+"""
+
+
+@pytest.mark.slow
+def test_sixty_four_digits_take_less_than_twenty_seconds_and_training_less_than_four_gigabytes():
+    out = subprocess.run([sys.executable, "-c", MEASURED], capture_output=True, text=True, check=True).stdout
+    seconds, gigabytes = json.loads(out)
+    assert seconds < 20 and gigabytes < 4

@@ -316,7 +316,6 @@ CONFIGS = {
     "digits_finite": dict(scalars=(4, 4, 2), width=32, depth=1, halvings=1, prior=dict(width=64, depth=1, up=3, side=3, dim=32, layers=1)),
 }
 
-# %% ../../nbs/models/41_vqvae.ipynb #c689d1f5
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {
         "steps": 250,
