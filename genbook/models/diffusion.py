@@ -197,7 +197,7 @@ class Sampled(Guided):
         y: Tensor | int | None = None,
         *,
         steps: int = 20,  # of the sampler
-        sampler: str | Sampler = "heun",  # a key of `SAMPLERS`, or a sampler
+        sampler: str | Sampler = "dpm",  # a key of `SAMPLERS`, or a sampler
         guidance: float = 0.0,  # how much further than the label says; 0: none
         guide: Callable[[Tensor], Tensor] | None = None,  # images -> log p(y|x), (b,): a classifier that guides instead of the label
         temperature: float = 1.0,  # factor of all noise
