@@ -315,7 +315,8 @@ def checks(
     pages = {p.relative_to(folder).with_suffix("").as_posix(): read_json(p) for p in folder.rglob("*.ipynb")}
     for name in in_order(pages):
         if equations := pages[name]["metadata"].get("equations"):
-            lines.append(f"## {re.match('# (.+?) *(?:{{.*)?$', ''.join(pages[name]['cells'][0]['source']), re.M)[1]}")
+            title = re.match(r"# (.+?) *(?:\{.*)?$", "".join(pages[name]["cells"][0]["source"]), re.M)[1]
+            lines.append(f"## {title}")
         for e in equations or []:
             check = e["check"]
             said = "; ".join(filter(None, [check["words"].rstrip("."), *check["found"]])) if check else ""
