@@ -220,6 +220,51 @@ def _explorers(cells):
         data["text/html"] = explorers.to_html(spec, data["image/png"], alt, held=held)
         held |= {"script", (spec.get("net") or {}).get("pretrained")}
 
+# %% ../../nbs/lab/14_staging.ipynb #141d1ae5
+_CHECK = re.compile(r"^\s*# (eq-[\w-]+(?:, eq-[\w-]+)*)(?:: *(.*))?$", re.M)
+
+
+def _equations(cells):
+    "Label -> formula of the displayed equations of a page, in their order."
+    prose = (c for c in cells if c.cell_type == "markdown")
+    return {m["label"]: m["tex"] for c in prose for m in SPANS.finditer(c.source) if m["display"] and m["label"]}
+
+
+def _checked(cells):
+    "Label -> the first cell that checks it, and its words."
+    found = {}
+    for c in (c for c in cells if c.cell_type == "code"):
+        for names, purpose in _CHECK.findall(c.source):
+            for name in names.split(", "):
+                found.setdefault(name, (c, purpose))
+    return found
+
+
+def _mark(nb, chapter, found):
+    "Number the equations of a staged page, name the folds of their checks by them, and put a mark below each that is checked."
+    equations, cells = _equations(nb.cells), _checked(nb.cells)
+    numbers = {label: f"{chapter}.{i}" for i, label in enumerate(equations, 1)}
+    marks = {label: (*cells[label], found.get(label, [])) for label in equations if label in cells}
+    for c in (c for c in nb.cells if c.cell_type == "code"):
+        options, code = options_of(c.source)
+        named = lambda m: f"Equation {numbers[m[0]]}" if m[0] in numbers else m[0]
+        options["code-name"] = re.sub(r"eq-[\w-]+", named, options.get("code-name", "Code"))
+        if mine := [f"check-{label}" for label, (cell, *_) in marks.items() if cell is c]:
+            options["code-id"] = " ".join(mine)
+        c.source = _with_options(options, code)
+    for c in (c for c in nb.cells if c.cell_type == "markdown"):
+        c.source = SPANS.sub(lambda m: m[0] + _html(m["label"], *marks[m["label"]][1:]) if m["label"] in marks else m[0], c.source)
+    about = {label: {"words": words, "found": said} for label, (_, words, said) in marks.items()}
+    nb.metadata["equations"] = [{"label": k, "number": numbers[k], "tex": tex, "check": about.get(k)} for k, tex in equations.items()]
+    nb.metadata["chapter"] = chapter
+
+
+def _html(label, words, found):
+    "A mark, as HTML alone: the PDF has no folds to lead to."
+    text = html.escape("; ".join(filter(None, [words.rstrip("."), *found])) or "by the cell below")
+    style = "display: block; font-size: 0.85em; margin: -0.4em 0 1em"
+    return f'\n\n```{{=html}}\n<span class="checked" style="{style}">✓ <a href="#check-{label}">Checked</a>: {text}</span>\n```\n\n'
+
 # %% ../../nbs/lab/14_staging.ipynb #b924f264
 def name_of(
     path: str | os.PathLike,  # of an executed notebook
@@ -282,51 +327,6 @@ def _clean(nb):
         cells=cells, metadata={"kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"}}
     )
 
-# %% ../../nbs/lab/14_staging.ipynb #141d1ae5
-_CHECK = re.compile(r"^\s*# (eq-[\w-]+(?:, eq-[\w-]+)*)(?:: *(.*))?$", re.M)
-
-
-def _equations(cells):
-    "Label -> formula of the displayed equations of a page, in their order."
-    prose = (c for c in cells if c.cell_type == "markdown")
-    return {m["label"]: m["tex"] for c in prose for m in SPANS.finditer(c.source) if m["display"] and m["label"]}
-
-
-def _checked(cells):
-    "Label -> the first cell that checks it, and its words."
-    found = {}
-    for c in (c for c in cells if c.cell_type == "code"):
-        for names, purpose in _CHECK.findall(c.source):
-            for name in names.split(", "):
-                found.setdefault(name, (c, purpose))
-    return found
-
-
-def _mark(nb, chapter, found):
-    "Number the equations of a staged page, name the folds of their checks by them, and put a mark below each that is checked."
-    equations, cells = _equations(nb.cells), _checked(nb.cells)
-    numbers = {label: f"{chapter}.{i}" for i, label in enumerate(equations, 1)}
-    marks = {label: (*cells[label], found.get(label, [])) for label in equations if label in cells}
-    for c in (c for c in nb.cells if c.cell_type == "code"):
-        options, code = options_of(c.source)
-        named = lambda m: f"Equation {numbers[m[0]]}" if m[0] in numbers else m[0]
-        options["code-name"] = re.sub(r"eq-[\w-]+", named, options.get("code-name", "Code"))
-        if mine := [f"check-{label}" for label, (cell, *_) in marks.items() if cell is c]:
-            options["code-id"] = " ".join(mine)
-        c.source = _with_options(options, code)
-    for c in (c for c in nb.cells if c.cell_type == "markdown"):
-        c.source = SPANS.sub(lambda m: m[0] + _html(m["label"], *marks[m["label"]][1:]) if m["label"] in marks else m[0], c.source)
-    about = {label: {"words": words, "found": said} for label, (_, words, said) in marks.items()}
-    nb.metadata["equations"] = [{"label": k, "number": numbers[k], "tex": tex, "check": about.get(k)} for k, tex in equations.items()]
-    nb.metadata["chapter"] = chapter
-
-
-def _html(label, words, found):
-    "A mark, as HTML alone: the PDF has no folds to lead to."
-    text = html.escape("; ".join(filter(None, [words.rstrip("."), *found])) or "by the cell below")
-    style = "display: block; font-size: 0.85em; margin: -0.4em 0 1em"
-    return f'\n\n```{{=html}}\n<span class="checked" style="{style}">✓ <a href="#check-{label}">Checked</a>: {text}</span>\n```\n\n'
-
 # %% ../../nbs/lab/14_staging.ipynb #466e2eee
 def checks(
     folder: str | os.PathLike,  # of staged notebooks
@@ -336,7 +336,8 @@ def checks(
     pages = {p.relative_to(folder).with_suffix("").as_posix(): read_json(p) for p in folder.rglob("*.ipynb")}
     for name in in_order(pages):
         if equations := pages[name]["metadata"].get("equations"):
-            lines.append(f"## {re.match('# (.+?) *(?:{{.*)?$', ''.join(pages[name]['cells'][0]['source']), re.M)[1]}")
+            title = re.match(r"# (.+?) *(?:\{.*)?$", "".join(pages[name]["cells"][0]["source"]), re.M)[1]
+            lines.append(f"## {title}")
         for e in equations or []:
             check = e["check"]
             said = "; ".join(filter(None, [check["words"].rstrip("."), *check["found"]])) if check else ""
