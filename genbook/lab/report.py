@@ -151,11 +151,16 @@ TEMPLATE = """
 {% macro seen(picture, o) %}{{ picture | replace("<img ", '<img alt="' ~ (o["fig-alt"] or o["fig-cap"]) | e ~ '" ') }}{% endmacro %}
 {% block html_head_js %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_css %}<style>
-main { max-width: 60rem; margin: auto; padding: 1rem; } figcaption, summary { font-size: 0.9em; opacity: 0.8; } figure { margin: 1em 0; }
+main { max-width: 60rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; } figcaption, summary { font-size: 0.9em; } figure { margin: 1em 0; }
 .equation { display: flex; align-items: center; } .equation math { flex: 1; min-width: 0; overflow-x: auto; overflow-y: hidden; }
-mi + mrow:empty { margin-left: 0.167em; } table { display: block; max-width: 100%; overflow-x: auto; }
+mi + mrow:empty { margin-left: 0.167em; } .scroll { max-width: 100%; overflow-x: auto; } main img, main svg { max-width: 100%; height: auto; }
+main pre { white-space: pre-wrap; overflow-wrap: anywhere; } main a { text-decoration: underline !important; } nav { padding: 0.5rem 0; }
+main .jp-Cell, main .jp-OutputArea-output, main .jp-RenderedHTMLCommon, main .jp-OutputArea-child { min-width: 0; max-width: 100%; }
+:is(main, .jp-RenderedHTMLCommon) a { color: #0b57a4; } .highlight .c1, .highlight .c, .highlight .sd { color: #4f5b66; } .highlight .o, .highlight .ow { color: #6e22b8; }
+.skip { position: absolute; left: -100vw; } .skip:focus { left: 1rem; top: 1rem; background: #fff; padding: 0.5rem; z-index: 9; }
+:focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
 </style>{% endblock %}
-{% block body_header %}{{ super() }}{{ nb.metadata.turn }}{% endblock %}
+{% block body_header %}{{ super() | replace("<main>", '<a class="skip" href="#content">To the text</a><main id="content" tabindex="-1">') }}{{ nb.metadata.turn }}{% endblock %}
 {% block body_footer %}{{ nb.metadata.turn }}{{ super() }}{% endblock %}
 {% block input %}<details class="jp-InputArea-editor"><summary>{{ cell.metadata.options["code-name"] | e }}</summary>
 {{ cell.source | highlight_code(metadata=cell.metadata) }}</details>{% endblock %}
@@ -171,6 +176,13 @@ def _staged(root):
     "The staged notebooks in the order of the book, by name."
     found = {p.relative_to(root / "report").with_suffix("").as_posix(): p for p in (root / "report").rglob("*.ipynb")}
     return {name: found[name] for name in in_order(found)}
+
+
+def _focusable(page):
+    "Tables in frames that scroll, and that keys reach."
+    frame = '<div class="scroll" tabindex="0" role="region" aria-label="Table {}">'
+    count = iter(range(1, 1 + page.count("<table")))
+    return re.sub(r"<table\b", lambda m: frame.format(next(count)) + m[0], page).replace("</table>", "</table></div>")
 
 
 def _markdown(source):
@@ -209,7 +221,7 @@ def plain(
         links = " · ".join(f'<a href="{up}{to}.html">{word}</a>' for word, to in ways.items() if to)
         nb.metadata |= {"title": _title_of(nb), "turn": f"<nav>{links}</nav>", "language_info": {"name": "ipython3"}}
         kept = _prepare(nb, bib)
-        page = exporter.from_notebook_node(nb)[0]
+        page = _focusable(exporter.from_notebook_node(nb)[0])
         write_atomic(
             out / f"{name}.html", re.sub("\ue000(\\d+)\ue001", lambda m, kept=kept: kept[int(m[1])] if int(m[1]) < len(kept) else "", page)
         )
@@ -243,19 +255,38 @@ def _book(root, names, cited):
     return write_atomic(root / "report/_book.yml", yaml.safe_dump({"book": {"chapters": listed}}, sort_keys=False))
 
 # %% ../../nbs/lab/15_report.ipynb #62200f23
-def _sources(root, copy):
-    "Copy what Quarto reads of a project."
+def _for_readers(path):
+    "Leave of the code of a staged chapter what is the point: definitions and checks of equations; not parameters, imports, plumbing."
+    import nbformat
+
+    nb, kept = nbformat.read(path, 4), []
+    for c in nb.cells:
+        if c.cell_type == "code":
+            name = options_of(c.source)[0].get("code-name", "")
+            shown = name.startswith(("Code: ", "Check: "))
+            if not shown and (not c.outputs or name.startswith("Solution")):
+                continue
+            c.source = c.source if shown else "#| echo: false\n" + c.source
+        kept.append(c)
+    nb.cells = kept
+    nbformat.write(nb, path)
+
+
+def _sources(root, copy, to):
+    "Copy what Quarto reads of a project; a PDF is for readers."
     shutil.copytree(root / "report", copy / "report")
     shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
     for name in ("_quarto.yml", "index.qmd"):
         shutil.copy(root / name, copy)
+    for path in (copy / "report").rglob("*.ipynb") if to == "typst" else ():
+        _for_readers(path)
     return copy
 
 
 def _run_quarto(quarto, root, to, copy, log):
     "Render a copy to one format; what Quarto made of it, or None and a line that says where its log is."
     env = {**os.environ, "QUARTO_PYTHON": sys.executable, "NO_COLOR": "1"}
-    done = subprocess.run([quarto, "render", "--to", to], cwd=_sources(root, copy), capture_output=True, text=True, env=env)
+    done = subprocess.run([quarto, "render", "--to", to], cwd=_sources(root, copy, to), capture_output=True, text=True, env=env)
     with open(log, "a", encoding="utf-8") as f:
         f.write(done.stdout + done.stderr)
     for warning in re.findall(r"^.*(?:WARN|Unable to resolve).*$", done.stdout + done.stderr, re.M):
