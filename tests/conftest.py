@@ -60,4 +60,6 @@ def book(tmp_path_factory, root) -> Path:
         shutil.copy(root / name, project / name)
     staging.stage(executed, project / "report")
     (project / "report/_run.md").write_text(staging.preface(executed), encoding="utf-8")
-    return report.plain(project).parent
+    folder = report.plain(project).parent
+    report.notebooks(project)
+    return folder
