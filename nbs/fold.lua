@@ -16,3 +16,11 @@ function Div(cell)
     end,
   })
 end
+
+-- A table in a frame that scrolls and that keys reach.
+local tables = 0
+function Table(t)
+  tables = tables + 1
+  local about = { role = "region", tabindex = "0", ["aria-label"] = "Table " .. tables }
+  return pandoc.Div({ t }, pandoc.Attr("", { "scroll" }, about))
+end

@@ -61,4 +61,6 @@ def book(tmp_path_factory, root) -> Path:
     staging.stage(executed, project / "report")
     for name, text in {"run": staging.preface(executed), "checks": staging.checks(project / "report")}.items():
         (project / f"report/_{name}.md").write_text(text, encoding="utf-8")
-    return report.plain(project).parent
+    folder = report.plain(project).parent
+    report.notebooks(project)
+    return folder

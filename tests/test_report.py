@@ -194,6 +194,30 @@ def test_a_failed_run_is_refused_and_nothing_is_touched(tmp_path, how):
     assert [p.read_bytes() for p in staged] == before and not (tmp_path / "_report").exists()
 
 
+def test_notebooks_for_jupyterlab_have_numbers_and_names(tmp_path):
+    built(tmp_path, project(tmp_path))
+    for name in ("models/10_one", "models/20_two"):
+        assert (tmp_path / f"_report/notebooks/{name}.ipynb").is_file()
+    nb = nbformat.read(tmp_path / "_report/notebooks/models/10_one.ipynb", 4)
+    nbformat.validate(nb)
+    text = "\n".join(c.source for c in nb.cells if c.cell_type == "markdown")
+    assert "\\tag{1.1}$$" in text and "and Equation 1.1." in text and "{#eq-one-elbo}" not in text and "{=html}" not in text
+    assert "See (Kingma and Welling 2014; Burda et al. 2016, page 2), Burda and others (2016)" in text
+    assert "`$x$` is code" in text and "# {#eq-not}" in text and "## What holds\n" in text
+
+
+def test_the_code_of_the_pdf_is_what_is_read(tmp_path):
+    one, _ = staging.stage(project(tmp_path), tmp_path / "report")
+    staging.for_readers(one)
+    cells = {c.source for c in nbformat.read(one, 4).cells if c.cell_type == "code"}
+    assert not any("model_args" in source for source in cells) and any(
+        "def bound" in source and "echo: false" not in source for source in cells
+    )
+    assert any("plot()" in source and source.startswith("#| echo: false") for source in cells)
+    sizes = [o.metadata["image/png"] for c in nbformat.read(one, 4).cells for o in c.get("outputs", []) if o.get("metadata")]
+    assert sizes == [{"width": 16, "height": 16}]
+
+
 def test_the_kind_of_an_explorer_is_known_in_two_places():
     from genbook.lab import explorers
 
@@ -214,6 +238,8 @@ def check_links(outlines):
         for link in (link for link in outline.links if not link.startswith("http")):
             target, _, anchor = link.partition("#")
             place = os.path.normpath(Path(name).parent / target).removesuffix(".html") if target else name
+            if place.startswith("notebooks/"):
+                place = place.removeprefix("notebooks/").removesuffix(".ipynb")
             assert place in outlines and (not anchor or anchor in outlines[place].ids), (name, link)
             seen += 1
     return seen
@@ -268,7 +294,7 @@ def test_formulas_figures_and_references(pages):
     assert '(<a href="#ref-kingma2014">Kingma and Welling 2014</a>; <a href="#ref-burda2016">Burda et al. 2016</a>, page 2)' in one
     assert 'Burda and others (<a href="#ref-burda2016">2016</a>)' in one and 'id="ref-burda2016"' in one and "ref-" not in two
     assert "VBox" not in two and "Parameters of this run" in two and "Parameters of this run" not in one
-    assert 'See <a href="10_one.html">one</a> and notation.' in two and "ipynb" not in two
+    assert 'See <a href="10_one.html">one</a> and notation.' in two and "ipynb" not in two.replace("notebooks/models/20_two.ipynb", "")
     mark = '✓ <a href="#check-eq-one-elbo">Checked</a>: by the cell below'
     assert (
         mark in one
@@ -401,7 +427,7 @@ def test_quarto_sees_what_it_renders_and_no_runs(tmp_path, monkeypatch):
     seen = page.read_text().split()
     assert page == root / "_report/index.html" and {"_quarto.yml", "index.qmd", "nbs", "report", "nbs/shared.yml"} <= set(seen)
     assert not [f for f in seen if f == "runs" or f.endswith(".ipynb")]
-    assert sorted(p.name for p in (root / "_report").iterdir()) == ["genbook.pdf", "index.html"]
+    assert sorted(p.name for p in (root / "_report").iterdir()) == ["genbook.pdf", "index.html", "notebooks"]
 
 
 @pytest.mark.skipif(not report._quarto(), reason="no Quarto here: see quarto.org")
