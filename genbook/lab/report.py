@@ -164,7 +164,8 @@ main .jp-Cell, main .jp-OutputArea-output, main .jp-RenderedHTMLCommon, main .jp
 :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
 </style>{% endblock %}
 {% block body_header %}{{ super()
-  | replace("<main>", '<a class="skip" href="#content">To the text</a><main id="content" tabindex="-1">') }}{{ nb.metadata.turn }}{% endblock %}
+  | replace("<main>", '<a class="skip" href="#content">To the text</a><main id="content" tabindex="-1">') }}
+{{- nb.metadata.turn }}{% endblock %}
 {% block body_footer %}{{ nb.metadata.turn }}{{ super() }}{% endblock %}
 {% block input %}<details class="jp-InputArea-editor"><summary>{{ cell.metadata.options["code-name"] | e }}</summary>
 {{ cell.source | highlight_code(metadata=cell.metadata) }}</details>{% endblock %}
