@@ -159,16 +159,21 @@ TEMPLATE = """
 {% macro seen(picture, o) %}{{ picture | replace("<img ", '<img alt="' ~ (o["fig-alt"] or o["fig-cap"]) | e ~ '" ') }}{% endmacro %}
 {% block html_head_js %}{% endblock %}{% block html_head_js_mathjax %}{% endblock %}{% block html_head_js_mermaidjs %}{% endblock %}
 {% block html_head_css %}<style>
-main { max-width: 60rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; } figcaption, summary { font-size: 0.9em; } figure { margin: 1em 0; }
+main { max-width: 60rem; margin: auto; padding: 1rem; overflow-wrap: anywhere; } figcaption, summary { font-size: 0.9em; }
+figure { margin: 1em 0; }
 .equation { display: flex; align-items: center; } .equation math { flex: 1; min-width: 0; overflow-x: auto; overflow-y: hidden; }
-mi + mrow:empty { margin-left: 0.167em; } .scroll { max-width: 100%; overflow-x: auto; } main img, main svg { max-width: 100%; height: auto; }
+mi + mrow:empty { margin-left: 0.167em; } .scroll { max-width: 100%; overflow-x: auto; }
+main img, main svg { max-width: 100%; height: auto; }
 main pre { white-space: pre-wrap; overflow-wrap: anywhere; } main a { text-decoration: underline !important; } nav { padding: 0.5rem 0; }
 main .jp-Cell, main .jp-OutputArea-output, main .jp-RenderedHTMLCommon, main .jp-OutputArea-child { min-width: 0; max-width: 100%; }
-:is(main, .jp-RenderedHTMLCommon) a { color: #0b57a4; } .highlight .c1, .highlight .c, .highlight .sd { color: #4f5b66; } .highlight .o, .highlight .ow { color: #6e22b8; }
+:is(main, .jp-RenderedHTMLCommon) a { color: #0b57a4; } .highlight .c1, .highlight .c, .highlight .sd { color: #4f5b66; }
+.highlight .o, .highlight .ow { color: #6e22b8; }
 .skip { position: absolute; left: -100vw; } .skip:focus { left: 1rem; top: 1rem; background: #fff; padding: 0.5rem; z-index: 9; }
 :focus-visible { outline: 3px solid #0072b2; outline-offset: 2px; }
 </style>{% endblock %}
-{% block body_header %}{{ super() | replace("<main>", '<a class="skip" href="#content">To the text</a><main id="content" tabindex="-1">') }}{{ nb.metadata.turn }}{% endblock %}
+{% block body_header %}{{ super()
+  | replace("<main>", '<a class="skip" href="#content">To the text</a><main id="content" tabindex="-1">') }}
+{{- nb.metadata.turn }}{% endblock %}
 {% block body_footer %}{{ nb.metadata.turn }}{{ super() }}{% endblock %}
 {% block input %}<details class="jp-InputArea-editor"><summary>{{ cell.metadata.options["code-name"] | e }}</summary>
 {% for id in (cell.metadata.options["code-id"] or "").split() %}<span id="{{ id | e }}"></span>{% endfor %}
@@ -350,7 +355,7 @@ def _notebook_link(name, depth):
     up = "../" * depth
     return f'<a href="{up}notebooks/{name}.ipynb" download>This chapter as a notebook</a>'
 
-
+# %% ../../nbs/lab/15_report.ipynb #16cfbb5e
 def notebooks(
     root: str | os.PathLike,  # the project, with staged notebooks in report/ and pages in _report/
 ) -> list[Path]:
@@ -383,7 +388,7 @@ def notebooks(
         written.append(write_atomic(Path(root, "_report/notebooks", f"{name}.ipynb"), nbformat.writes(nb)))
     return written
 
-
+# %% ../../nbs/lab/15_report.ipynb #79f7c781
 def render(
     root: str | os.PathLike,  # the project, with staged notebooks in report/
 ) -> Path:  # the first page

@@ -360,7 +360,7 @@ def checks(
     return "\n\n".join(["# All equations and their checks {#sec-checks .unnumbered}", head, *lines, ""])
 
 # %% ../../nbs/lab/14_staging.ipynb #8dc80b24
-READ = {"Code: ": 12, "Check: ": 8}  # of the PDF: how many lines of a definition, or of a check, are read rather than looked up
+READ = {"Code: ": 10, "Check: ": 8}  # of the PDF: how many lines of a definition, or of a check, are read rather than looked up
 
 
 def for_readers(
