@@ -44,7 +44,7 @@ def _mathml(tex, block=False):
     "A formula as MathML; what is none, as it stands."
     from latex2mathml.converter import convert
 
-    tex = re.sub(r"\\(math[a-z]+) *([A-Za-z0-9])", r"\\\1{\2}", " ".join(tex.split()))
+    tex = re.sub(r"\\(math[a-z]++) *([A-Za-z0-9])", r"\\\1{\2}", " ".join(tex.split()))
     tex = re.sub(r"\\(begin|end)\{(?:aligned|split)\}", r"\\\1{align*}", tex)
     try:
         out = convert(tex, display="block" if block else "inline")

@@ -237,6 +237,8 @@ def _checked(cells):
         for names, purpose in _CHECK.findall(c.source):
             for name in names.split(", "):
                 found.setdefault(name, (c, purpose))
+        for name in re.findall(r"\beq-[a-z0-9-]*[a-z0-9]", " ".join(re.findall(r"# .*", c.source))):
+            found.setdefault(name, (c, ""))
     return found
 
 
