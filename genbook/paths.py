@@ -40,6 +40,10 @@ class Path:
         "log(sigma / alpha), minus half the log-signal-to-noise ratio."
         return self.sigma(t).log() - self.alpha(t).log()
 
+    def ruler(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        "What a solver measures its steps by, and its derivative by t: the clock itself, unless a path knows better."
+        return t, torch.ones_like(t)
+
     def at(self, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         "x_t."
         return along(self.alpha(t), x) * x + along(self.sigma(t), x) * eps
@@ -140,6 +144,10 @@ class Exploding(Path):
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         return torch.zeros_like(t), math.log(self.high / self.low) * self.sigma(t)
+
+    def ruler(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        "The noise: measured by it, the way of an image whose data are known is straight (Karras et al. 2022, equation 4)."
+        return self.sigma(t), self.rates(t)[1]
 
     def time(self, log_ratio: Tensor) -> Tensor:
         return (log_ratio - math.log(self.low)) / math.log(self.high / self.low)

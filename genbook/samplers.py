@@ -31,6 +31,14 @@ class Walk:
         "Where the path goes on average: one evaluation."
         return velocity_of(self.path, self.denoise(x, t), x, t)
 
+    def slope(self, x: Tensor, t: Tensor) -> Tensor:  # (b, ...), () -> (b, ...)
+        "The same by the ruler of the path."
+        return self.velocity(x, t) / self.path.ruler(t)[1]
+
+    def length(self, t: Tensor, s: Tensor) -> Tensor:  # (), () -> ()
+        "Of a step from time t to time s, by the ruler of the path."
+        return self.path.ruler(s)[0] - self.path.ruler(t)[0]
+
 
 class Sampler:
     "Walks from noise to data; a kind of sampler says what one `step` is, from time t to an earlier time s."
@@ -78,7 +86,7 @@ class Euler(Sampler):
     "A step in the direction of the velocity at its beginning: first order."
 
     def step(self, walk: Walk, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        return x + (s - t) * walk.velocity(x, t)
+        return x + walk.length(t, s) * walk.slope(x, t)
 
 
 class Heun(Sampler):
@@ -87,8 +95,8 @@ class Heun(Sampler):
     per_step = 2
 
     def step(self, walk: Walk, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        v = walk.velocity(x, t)
-        return x + 0.5 * (s - t) * (v + walk.velocity(x + (s - t) * v, s))
+        h, v = walk.length(t, s), walk.slope(x, t)
+        return x + 0.5 * h * (v + walk.slope(x + h * v, s))
 
 # %% ../nbs/19_samplers.ipynb #25c47890
 class DDIM(Sampler):
