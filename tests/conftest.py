@@ -44,7 +44,7 @@ def book(tmp_path_factory, root) -> Path:
     "The folder of the plain book: every chapter of the repository with the outputs that its source keeps, as if just executed."
     import nbformat
 
-    from genbook.lab import report, staging
+    from genbook.lab import editions, report, staging
 
     project = tmp_path_factory.mktemp("book")
     executed = []
@@ -59,7 +59,7 @@ def book(tmp_path_factory, root) -> Path:
         (project / name).parent.mkdir(exist_ok=True)
         shutil.copy(root / name, project / name)
     staging.stage(executed, project / "report")
-    for name, text in {"run": staging.preface(executed), "checks": staging.checks(project / "report")}.items():
+    for name, text in {"run": editions.preface(executed), "checks": editions.checks(project / "report")}.items():
         (project / f"report/_{name}.md").write_text(text, encoding="utf-8")
     folder = report.plain(project).parent
     report.notebooks(project)

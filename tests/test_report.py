@@ -17,7 +17,7 @@ import yaml
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from genbook.core import GenbookError
-from genbook.lab import figures, report, staging, tables
+from genbook.lab import editions, figures, markup, report, staging, tables
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
@@ -208,7 +208,7 @@ def test_notebooks_for_jupyterlab_have_numbers_and_names(tmp_path):
 
 def test_the_code_of_the_pdf_is_what_is_read(tmp_path):
     one, _ = staging.stage(project(tmp_path), tmp_path / "report")
-    staging.for_readers(one)
+    editions.for_readers(one)
     cells = {c.source for c in nbformat.read(one, 4).cells if c.cell_type == "code"}
     assert not any("model_args" in source for source in cells) and any(
         "def bound" in source and "echo: false" not in source for source in cells
@@ -353,19 +353,19 @@ def test_an_unknown_reference_is_said(tmp_path, capsys):
 
 def test_formulas_and_citations_of_all_notebooks():
     "Every formula of the book converts, and every key that is cited is in refs.bib."
-    bib, count = report._bibliography(ROOT / "nbs/refs.bib"), 0
+    bib, count = markup.bibliography(ROOT / "nbs/refs.bib"), 0
     for path in NOTEBOOKS:
         for cell in nbformat.read(path, 4).cells:
             for m in staging.SPANS.finditer(cell.source) if cell.cell_type == "markdown" else []:
                 where = f"{path.name}: {m[0]}"
                 if m["display"] or m["inline"]:
-                    out = report._mathml(staging._sizes(m["tex"] or m["math"]))
+                    out = markup.mathml(staging._sizes(m["tex"] or m["math"]))
                     assert out.startswith("<math") and "&<" not in out and not re.search(r"<m[a-z]+[^>]*>\\", out), where
                     assert not re.search(r'mathvariant="(?!normal|bold-italic)', out), where
                     count += 1
                 elif m["group"] or m["ref"]:
                     for key in re.findall(r"@([\w](?:[\w.:-]*\w)?)", m[0]):
-                        assert key.split("-")[0] in report.KINDS or key in bib, where
+                        assert key.split("-")[0] in markup.KINDS or key in bib, where
     assert count > 100
 
 

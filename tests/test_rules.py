@@ -136,6 +136,7 @@ def test_the_core_is_small_and_the_extras_have_the_rest(root, monkeypatch):
 
 
 IMPORTED_BY = {"kernel": ["lab"], "launch": ["lab"], "explorers": ["lab"], "staging": ["lab", "report"], "report": ["lab", "report"]}
+IMPORTED_BY |= {"editions": ["lab"], "markup": ["report"]}
 IMPORTED_BY |= {"grid": ["cluster"], "inception": ["fid"]}  # where they are used, and only if they are installed
 
 
