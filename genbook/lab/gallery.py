@@ -33,7 +33,8 @@ PEOPLE = {  # family of the zoo: what people call it
     "cgan": "Conditional GAN",
     "pixel": "Autoregressive",
     "vqvae": "VQ-VAE",
-    "ddpm": "Diffusion",
+    "diffusion": "Diffusion",
+    "flow_matching": "Flow matching",
     "mixture": "Mixture of pixels",
 }
 SETS = {  # data set: what people call it
@@ -169,7 +170,8 @@ MAP = {  # family: likelihood, how an image is made, what is behind it
     "realnvp": ("exact", "at once", "full-size code"),
     "pixel": ("exact", "in steps", "no code"),
     "vqvae": ("a bound", "in steps", "short code"),
-    "ddpm": ("a bound", "in steps", "full-size code"),
+    "diffusion": ("a bound", "in steps", "full-size code"),
+    "flow_matching": ("a bound", "in steps", "full-size code"),
 }
 _KINDS = {"short code": "net", "full-size code": "loss", "no code": "data"}
 
