@@ -483,6 +483,7 @@
       KINDS[spec.kind](spec, live, controls, f);
       live.appendChild(controls);
       if (spec.note) made("p", { className: "gb-note", textContent: spec.note }, controls);
+      live.querySelectorAll("input, select, button, [tabindex]").forEach(function (e) { e.setAttribute("data-lm-suppress-shortcuts", "true"); }); // JupyterLab takes no key of theirs
       host.appendChild(live);
       if (still) still.style.display = "none";
       host.dataset.mounted = "done";

@@ -140,8 +140,7 @@ def to_html(
 
     name = (spec.get("net") or {}).get("pretrained")
     parts = [f'<img src="data:image/png;base64,{still}" alt="{escape(alt or spec["title"])}">', _script(json.dumps(spec))]
-    # JupyterLab takes no key from what is inside
-    whole = [f'<div class="gb-explorer" data-lm-suppress-shortcuts="true">{"".join(parts)}</div>']
+    whole = [f'<div class="gb-explorer">{"".join(parts)}</div>']
     if name and name not in held:
         net = in_page(from_pretrained(name)).packed()
         whole.insert(0, _script(json.dumps(net), **{"data-weights": name}))
