@@ -150,9 +150,14 @@ class Jumping(Averaging):
         jump = torch.cat([wrong, wrong.new_zeros(len(x) - n)])
         return JumpLoss(velocity + jump, velocity, jump, 0.25 * velocity / self.predict.weight(self.path, t))
 
-    def guided(self, y: Tensor | None, guidance: float = 0.0, *how) -> Callable[[Tensor, Tensor], Tensor]:  # as of `Guided`
+    def guided(
+        self,
+        y: Tensor | None,
+        guidance: float = 0.0,
+        guide: Callable[[Tensor], Tensor] | None = None,
+    ) -> Callable[[Tensor, Tensor], Tensor]:  # as of `Guided`
         "A denoiser; without guidance it has the `average` of a model of jumps."
-        denoise = super().guided(y, guidance, *how)
+        denoise = super().guided(y, guidance, guide)
         if self.jumps and not guidance:
             denoise.average = lambda x, t, s: self.average(x, t, s, y)
         return denoise
