@@ -165,7 +165,7 @@ def _posterior(e):
     gain = _gain(most, plain)
     if gain is None:
         return None
-    share = 100 * gain[0] / statistics.fmean(plain.values() if isinstance(plain, dict) else plain)
+    share = 100 * gain[0] / e.mean(of, "iw_nll", layers=0)
     says = (
         f"A flow behind the encoder helps, and little: 80 planar layers gain {short(gain[0])} nats an image, "
         f"{short(share)} % of the code length."
@@ -201,7 +201,7 @@ def _critic(e):
     loss = _gain(plain, three)
     if loss is None:
         return None
-    before, after = (statistics.fmean(v.values() if isinstance(v, dict) else v) for v in (plain, three))
+    before, after = e.mean("gan-digits", "frechet_classifier"), e.mean("gan-k-digits", "frechet_classifier", k=3)
     says = (
         f"Training the critic three times as often as the generator is no free gain: on the small digits it takes the distance from "
         f"{short(before)} to {short(after)}."
