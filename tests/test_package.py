@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -37,10 +38,10 @@ def package(tmp_path_factory):
     return where
 
 
-def start(package, folder, *args):
+def start(package, folder, *args, **how):
     command = [sys.executable, "-c", "from genbook.lab.cli import main; main()", *map(str, args)]
     env = {k: v for k, v in os.environ.items() if k not in ("GENBOOK_RUNS",)} | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd=folder, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **how)
 
 
 def genbook(package, folder, *args):
@@ -153,6 +154,20 @@ def test_a_training_that_is_killed_goes_on(package, pictures):
         status, _, said = genbook(package, pictures, "sample", "broken")
         assert status == 2 and re.search(r"not finished: step \d+ of 400", said) and said.count("\n") == 1, said
     assert genbook(package, pictures, *args)[0] == 0 and genbook(package, pictures, "sample", "broken")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("room", [0, 300, 2_000, 20_000, 100_000])
+def test_a_training_without_room_says_which_file(package, pictures, room):
+    "No file may grow beyond `room` bytes: parameters, rows, TensorBoard's events, pictures and the checkpoint each meet it."
+    full = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, resource.RLIM_INFINITY))
+    args = ("train", "pics", *TINY, "--steps", "40", "--out", "full")
+    process = start(package, pictures, *args, preexec_fn=full)
+    _, err = process.communicate(timeout=600)
+    last = err.replace("\r", "\n").strip().splitlines()[-1]
+    assert process.returncode in (1, 2) and re.search(r"genbook: .*full/\S+.*: File too large", last), err
+    assert "Traceback" not in err
+    assert genbook(package, pictures, *args)[0] == 0  # with room again
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import threading
 import warnings
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -311,6 +312,8 @@ def main() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ±
+    hook = threading.excepthook  # TensorBoard writes in a thread; what stops it, `History` raises too
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else hook(e)
     warnings.formatwarning = lambda message, *_, **__: f"genbook: {message}\n"
     try:
         cli(prog_name="genbook", standalone_mode=False)
