@@ -101,7 +101,7 @@ def n_parameters(
 def he_init(
     module: nn.Module,  # a network; its convolutions are followed by rectifiers or the like, its linear layers are not
 ) -> None:
-    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers of n inputs, biases 0 (He et al. 2015, equation 10, of the former)."
+    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers of n inputs, biases 0 (the former: He et al. 2015)."
     for m in layers(module):
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             n, gain = m.weight[0].numel(), 1.0 if isinstance(m, nn.Linear) else 2.0

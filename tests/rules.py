@@ -631,8 +631,8 @@ def _bibliography(book):  # key -> (family name of the first author, year)
 
 @rule
 def citations_resolve(book):
-    """Whoever is named with a year is in refs.bib and is cited as a @key in the same notebook; each entry of refs.bib is cited, and its key is
-    its first author's family name and its year."""
+    """Whoever is named with a year is in refs.bib and is cited as a @key in the same notebook; each entry of refs.bib is cited, and its
+    key is its first author's family name and its year."""
     entries, plain, used = _bibliography(book), lambda text: re.sub(r"[^a-z]", "", _ascii(text).lower()), set()
     for key, (family, year) in entries.items():
         name, of = re.match("([a-z]*)(\\d*)", key).groups()

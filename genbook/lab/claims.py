@@ -8,6 +8,7 @@ __all__ = ['RELATIONS', 'REPORTS', 'Place', 'place', 'Comparison', 'overall', 'P
 # %% ../../nbs/lab/16_claims.ipynb #9017d4c5
 import json
 import math
+import re
 import statistics
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -124,7 +125,9 @@ class Comparison(NamedTuple):
         return "deviation" if self.relation == "steadier" else "mean"
 
     def verdict(self, results: list[dict]) -> str:
-        'What `tables.verdict` says, or "no run"; of bounds what follows from them.'
+        'What `tables.verdict` says, or "no run"; of bounds what follows from them. What was measured unevenly decides nothing.'
+        if _uneven(self, results):
+            return "not decided (measured unevenly)"
         said, turned = verdict(*self.sides(results), of=self.how), {"less": "more", "more": "less"}.get(self.relation)
         if not self.bounded or said in ("upheld", "no run"):
             return said
@@ -135,7 +138,7 @@ class Comparison(NamedTuple):
 
     def least(self, results: list[dict]) -> str:
         "The smallest difference, or ratio of deviations, that would have been decided with these runs, in words."
-        found = decides(*self.sides(results), of=self.how)
+        found = None if _uneven(self, results) else decides(*self.sides(results), of=self.how)
         return "–" if found is None else _few(found[2]) + " times" * (self.how == "deviation")
 
     def numbers(self, results: list[dict]) -> str:
@@ -188,6 +191,26 @@ def _side(p, results, relation):
     if relation == "steadier" and spread:
         text = f"{100 * statistics.stdev(map(math.log, values)):.0f} % of {statistics.fmean(values):.3g}"
     return f"{text} ({p}, n = {len(values)}{', changed' * any(r.get('changed') for r in runs)}{f', copies in {copies}' * bool(copies)})"
+
+
+AT_N = (  # metrics whose mean depends on the number of images
+    *("frechet_classifier", "frechet_pca", "fid", "inception_score", "class_kl"),
+    *("precision", "recall", "density", "coverage", "support"),
+)
+
+
+def _way(m, parts):
+    "How a metric was measured, as far as its mean depends on it; a quotient by the floor is in units of the classifier's own."
+    said = [re.search(pattern, m.get("estimator", "")) for pattern in (r"n=\d+ against \d+", r"classifier \w+")[: 3 - parts]]
+    return (m.get("n"), *(s and s[0] for s in said))
+
+
+def _uneven(c, results):
+    "Were the sides of a comparison measured with other numbers of images, or by another classifier, where the mean depends on that?"
+    if c.metric.partition("/")[0].partition("__")[0] not in AT_N:
+        return False
+    ways = [{_way(r["metrics"][p.metric[0]], len(p.metric)) for r in p.runs(results)} for p in (c.of, c.than)]
+    return not (ways[0] <= ways[1] or ways[1] <= ways[0])  # each seed has its own split, and so its own classifier
 
 # %% ../../nbs/lab/16_claims.ipynb #7bc054ae
 REPORTS = ("S0", "S1", "S2", "S3", "S4")

@@ -6,13 +6,15 @@
 __all__ = ['Finding', 'Evidence', 'findings']
 
 # %% ../../nbs/lab/32_findings.ipynb #c678b8ba
+import math
 import statistics
 from collections.abc import Callable
 from typing import NamedTuple
 
 from .claims import REPORTS, Claims, Place
-from .compared import Row, best, candidates, excess, short
+from .compared import Row, apart, best, candidates, conditions, excess, shared, short
 from .gallery import called, chapter_of
+from .results import copied
 from .tables import decides, words
 
 # %% ../../nbs/lab/32_findings.ipynb #df0ec9f7
@@ -70,51 +72,73 @@ def _with(rows, name):
     return [r for r in rows if name in r.metrics]
 
 
+def _alike(rows):
+    "Those whose distance was measured in the way of most, the nearest first; in no other way could it be compared."
+    usual = shared(rows)
+    return sorted((r for r in rows if excess(r) is not None and conditions(r) == usual), key=excess)
+
+
+def _order(first, second, name):
+    "How sure it is that the first of two is the first, as the end of a sentence."
+    side = apart(first, second, name)
+    second = f"*{called(second.family)}*"
+    return {
+        None: "; one training each, so this is an order of models, not of families",
+        0: f"; the seeds do not tell it from {second}",
+    }.get(side, "")
+
+
 @_finding
 def _code_length(e):
     "Who needs the fewest bits on real images."
     rows = sorted(_with(e.of("MNIST, 28 px"), "bits_per_dim"), key=lambda r: r.metrics["bits_per_dim"]["mean"])
     if len(rows) < 2:
         return None
-    (first, least), *others = ((called(r.family), r.metrics["bits_per_dim"]["mean"]) for r in rows)
-    beside = _and(f"{name} {short(v, 3)}" for name, v in others)
-    says = f"On MNIST at 28 pixels the family *{first}* describes an image in the fewest bits, {short(least, 3)} a pixel ({beside})."
-    return Finding(f"{short(least, 3)} bits a pixel", says, chapter_of(rows[0].family))
+    number = lambda r: (
+        "at most " * ("exact" not in r.metrics["bits_per_dim"]["estimators"][0]) + short(r.metrics["bits_per_dim"]["mean"], 3)
+    )
+    beside = _and(f"{called(r.family)} {number(r)}" for r in rows[1:])
+    says = (
+        f"On MNIST at 28 pixels the family *{called(rows[0].family)}* describes an image in the fewest bits, {number(rows[0])} a pixel "
+        f"({beside}){_order(rows[0], rows[1], 'bits_per_dim')}."
+    )
+    return Finding(f"{short(rows[0].metrics['bits_per_dim']['mean'], 3)} bits a pixel", says, chapter_of(rows[0].family))
 
 
 @_finding
 def _samples(e):
-    "Whose samples are nearest on real images."
-    rows = [r for r in e.of("MNIST, 28 px") if excess(r) is not None]
+    "Whose samples are nearest on real images, of those that were measured alike."
+    rows = _alike(e.of("MNIST, 28 px"))
     if len(rows) < 2:
         return None
-    first, last = rows[0], rows[-1]
+    first, second, last, samples = rows[0], rows[1], rows[-1], f"{conditions(rows[0]).n:,} samples"
+    left = len({r.family for r in e.of("MNIST, 28 px") if "frechet_classifier" in r.metrics}) - len(rows)
     says = (
-        f"At 28 pixels the samples of the family *{called(first.family)}* are the nearest to test images: their distance is "
-        f"{short(excess(first))} above that of real images, that of the last, *{called(last.family)}*, {short(excess(last))}."
-    )
+        f"At 28 pixels, of {len(rows)} families with {samples} each, those of *{called(first.family)}* are the nearest "
+        f"to test images: their distance is {short(excess(first))} above that of as many real images, that of *{called(last.family)}*, the "
+        f"last, {short(excess(last))}{_order(first, second, 'frechet_classifier')}."
+    ) + f" {left} more were measured with other numbers of samples, and are not compared." * (left > 0)
     return Finding(f"{short(excess(first))} above real images", says, chapter_of(first.family))
 
 # %% ../../nbs/lab/32_findings.ipynb #24f5317f
 @_finding
 def _two_orders(e):
     "Whether few bits and good samples go together."
-    rows = [r for r in e.of("digits, 8 px") if excess(r) is not None]
+    rows = _alike(e.of("digits, 8 px"))
     bits = _with(rows, "bits_per_dim")
     if len(bits) < 2 or len(rows) == len(bits):
         return None
     least = min(bits, key=lambda r: r.metrics["bits_per_dim"]["mean"])
-    ahead = rows.index(least)
-    without = sum("bits_per_dim" not in r.metrics for r in rows[:ahead])
-    words = (
-        f"{ahead} of {len(rows)} families draw better samples, and {without} of those have no likelihood at all"
-        if ahead
-        else "its samples are the best too"
+    ahead = [r for r in rows if apart(r, least, "frechet_classifier") == -1]  # that seeds decide
+    without = sum("bits_per_dim" not in r.metrics for r in ahead)
+    says = (
+        f"A good likelihood does not promise good samples. On the small digits, of {len(rows)} families whose samples were measured alike, "
+        f"*{called(least.family)}* has the fewest bits; {len(ahead)} others draw nearer samples, by more than the seeds leave open, and "
+        f"{without} of those have no likelihood at all."
     )
-    says = f"A good likelihood does not promise good samples. On the small digits *{called(least.family)}* has the fewest bits; {words}."
     if not ahead:
-        says = f"On the small digits likelihood and samples agree: *{called(least.family)}* has the fewest bits, and {words}."
-    return Finding(f"Rank {ahead + 1} of {len(rows)}", says, "measure/08_protocol" if not least.family else chapter_of(least.family))
+        says = f"On the small digits *{called(least.family)}* has the fewest bits, and the seeds find no family with nearer samples."
+    return Finding(f"{len(ahead)} of {len(rows)}", says, "measure/08_protocol" if not least.family else chapter_of(least.family))
 
 
 @_finding
@@ -134,81 +158,105 @@ def _speed(e):
     return Finding(f"{short(fast / slow)} times", says, chapter_of(rows[0].family))
 
 # %% ../../nbs/lab/32_findings.ipynb #0754bf56
-def _gain(low, high):
-    "By how much the first is smaller, and whether the seeds tell the two apart."
-    gap = decides(low, high)
-    return None if gap is None else (gap[0], gap[0] > gap[2])
+class _Gap(NamedTuple):
+    "A difference of two settings: how large, and the smallest that these seeds could have shown."
+
+    value: float  # of the means; above 0 where the first setting has less
+    least: float
+
+    @property
+    def decided(self) -> int:
+        "1 where the first has less, -1 where it has more, 0 where the seeds do not decide, two-sided at 5 %."
+        return (self.value > self.least) - (self.value < -self.least)
+
+    def open(self, unit: str = "") -> str:
+        "What is known where nothing is decided."
+        return f"the difference is {short(abs(self.value))}{unit}, and these seeds could not have shown less than {short(self.least)}"
+
+
+def _gap(low, high):
+    "By how much the first is smaller, and whether the seeds tell the two apart; None without two runs of each."
+    found = decides(low, high) if low and high else None
+    return found and _Gap(float(found[0]), float(found[2]))
 
 # %% ../../nbs/lab/32_findings.ipynb #6605109b
 @_finding
 def _sampling_codes(e):
     "An autoencoder needs a density of its codes."
-    kinds = ("standard_normal", "mixture")
-    normal, mixture = (e.mean("evaluate-ae-digits", f"frechet_pca__{kind}") for kind in kinds)
-    if not normal or not mixture:
+    logs = []
+    for kind in ("mixture", "standard_normal"):
+        values = e.values("evaluate-ae-digits", f"frechet_pca__{kind}")
+        logs.append({s: math.log(v) for s, v in values.items()} if isinstance(values, dict) else [math.log(v) for v in values])
+    gap = _gap(*logs)
+    if gap is None:
         return None
-    ratio = normal / mixture
-    says = (
-        f"An autoencoder cannot be asked for a standard normal code: such samples are {short(ratio)} times as far from the data as those "
-        "from a mixture of Gaussians that was fitted to its codes. The mixture is what makes it a generative model."
-        if ratio > 1
-        else "The codes of the autoencoder happen to be as good when drawn from a standard normal distribution."
-    )
-    return Finding(f"{short(ratio)} times", says, "models/10_ae")
+    ratio, least = short(math.exp(abs(gap.value))), short(math.exp(gap.least))
+    says = {
+        1: f"An autoencoder cannot be asked for a standard normal code: such samples are {ratio} times as far from the data as those "
+        "from a mixture of Gaussians that was fitted to its codes. The mixture is what makes it a generative model.",
+        0: "Whether the autoencoder's codes are drawn from a standard normal distribution or from a mixture that was fitted to them "
+        f"cannot be told from the samples: a factor of {ratio}, and these seeds could not have shown less than {least}.",
+        -1: f"Codes from a standard normal distribution serve the autoencoder better than a mixture that was fitted, {ratio} times.",
+    }
+    return Finding(f"{ratio} times", says[gap.decided], "models/10_ae")
 
 
 @_finding
 def _posterior(e):
     "What a flow gives a VAE."
     of = "flow-vae-ladder-digits"
-    plain, most = (e.values(of, "iw_nll", layers=n) for n in (0, 80))
-    gain = _gain(most, plain)
-    if gain is None:
+    gap = _gap(e.values(of, "iw_nll", layers=80), e.values(of, "iw_nll", layers=0))
+    if gap is None:
         return None
-    share = 100 * gain[0] / e.mean(of, "iw_nll", layers=0)
-    says = (
-        f"A flow behind the encoder helps, and little: 80 planar layers gain {short(gain[0])} nats an image, "
-        f"{short(share)} % of the code length."
-        if gain[1]
-        else "Eighty planar layers behind the encoder cannot be told apart from none by these seeds."
-    )
-    return Finding(f"{short(gain[0])} nats", says, "models/22_flow_vae")
+    size, share = short(abs(gap.value)), 100 * abs(gap.value) / e.mean(of, "iw_nll", layers=0)
+    little = ", and little" * (share < 5)
+    says = {
+        1: f"A flow behind the encoder helps{little}: 80 planar layers gain {size} nats an image, {short(share)} % of the code length.",
+        0: f"Eighty planar layers behind the encoder cannot be told apart from none: {gap.open(' nats an image')}.",
+        -1: f"A flow behind the encoder does harm: 80 planar layers cost {size} nats an image, {short(share)} % of the code length.",
+    }
+    return Finding(f"{size} nats", says[gap.decided], "models/22_flow_vae")
 
 # %% ../../nbs/lab/32_findings.ipynb #965a951c
 @_finding
 def _weight(e):
     "Weights of the divergence beside schedules."
-    base = e.values("kl-study-digits-mlp-constant", "iw_nll")
-    heavy = _gain(base, e.values("kl-study-digits-mlp-beta", "iw_nll", beta=4.0))
-    kinds = ("linear", "cyclical", "cosine-cyclical", "adaptive", "freebits")
-    gains = {k: g[0] for k in kinds if (g := _gain(e.values(f"kl-study-digits-mlp-{k}", "iw_nll"), base))}
-    if heavy is None or not gains:
+    of = lambda kind, **at: e.values(f"kl-study-digits-mlp-{kind}", "iw_nll", **at)
+    base, heavy, kinds = of("constant"), of("beta", beta=4.0), ("linear", "cyclical", "cosine-cyclical", "adaptive", "freebits")
+    tried = {k: v for k in kinds if (v := of(k)) and isinstance(v, dict) and isinstance(base, dict) and v.keys() == base.keys()}
+    if not tried or not isinstance(heavy, dict) or heavy.keys() != base.keys() or (cost := _gap(base, heavy)) is None:
         return None
-    kind = max(gains, key=gains.get)
-    says = (
-        f"The weight of the divergence matters more than its schedule: a weight of 4 costs {short(heavy[0])} nats an image, "
-        f"while the best of {len(gains)} schedules ({kind}) gains {short(gains[kind])}."
-        if heavy[0] > gains[kind]
-        else f"The schedule decides: {kind} gains {short(gains[kind])} nats, and a weight of 4 costs {short(heavy[0])}."
-    )
-    return Finding(f"{short(heavy[0])} against {short(gains[kind])} nats", says, "studies/92_kl_schedules")
+    gains = {k: _gap(v, base) for k, v in tried.items()}
+    kind = max(gains, key=lambda k: gains[k].value)
+    more = _gap(dict.fromkeys(base, 0.0), {s: heavy[s] + tried[kind][s] - 2 * base[s] for s in base})  # cost less gain, seed by seed
+    sure = lambda gap: "" if gap.decided == 1 else " (not decided)" if gap.decided == 0 else " (decided)"
+    costs = f"a weight of 4 costs {short(cost.value)} nats an image{sure(cost)}"
+    best = f"the best of {len(gains)} schedules ({kind}) gains {short(gains[kind].value)}{sure(gains[kind])}"
+    says = {
+        1: f"The weight of the divergence matters more than its schedule: {costs}, while {best}.",
+        0: f"Whether the weight of the divergence or its schedule matters more is not decided: {costs}, {best}; {more.open(' nats')}.",
+        -1: f"The schedule of the divergence matters more than its weight: {costs}, while {best}.",
+    }
+    return Finding(f"{short(cost.value)} against {short(gains[kind].value)} nats", says[more.decided], "studies/92_kl_schedules")
 
 
 @_finding
 def _critic(e):
     "More updates of the critic."
-    plain, three = e.values("gan-digits", "frechet_classifier"), e.values("gan-k-digits", "frechet_classifier", k=3)
-    loss = _gain(plain, three)
-    if loss is None:
+    name, three = "frechet_classifier", Place("gan-k-digits", ("frechet_classifier",), {"k": 3})
+    gap = _gap(e.values("gan-digits", name), three.by_seed(e.found))
+    if gap is None:
         return None
-    before, after = e.mean("gan-digits", "frechet_classifier"), e.mean("gan-k-digits", "frechet_classifier", k=3)
-    says = (
-        f"Training the critic three times as often as the generator is no free gain: on the small digits it takes the distance from "
-        f"{short(before)} to {short(after)}."
-        if loss[1]
-        else f"Three updates of the critic for one of the generator cannot be told apart from one: {short(before)} and {short(after)}."
-    )
-    return Finding(f"{short(before)} to {short(after)}", says, "studies/98_gan_parts")
+    before, after = short(e.mean("gan-digits", name)), short(statistics.fmean(three.values(e.found)))
+    flagged, runs = sum(map(copied, three.runs(e.found))), len(three.runs(e.found))
+    copies = f" The samples of {flagged} of {runs} such runs are flagged as copies." * bool(flagged)
+    says = {
+        1: f"Training the critic three times as often as the generator is no free gain: on the small digits it takes the distance from "
+        f"{before} to {after}.",
+        0: f"Three updates of the critic for one of the generator cannot be told apart from one, {after} and {before}: {gap.open()}.",
+        -1: f"Training the critic three times as often as the generator takes the distance on the small digits from {before} to {after}.",
+    }
+    return Finding(f"{before} to {after}", says[gap.decided] + copies, "studies/98_gan_parts")
 
 
 @_finding
@@ -219,6 +267,9 @@ def _fid(e):
     if not few or not noisy or not reported:
         return None
     beside = "about what" if abs(noisy / reported - 1) < 0.1 else "beside what"
+    images = {r["metrics"][f"fid__{kind}_few"]["n"] for r in e.found for kind in ("real", "noisy") if f"fid__{kind}_few" in r["metrics"]}
+    if images != {1000}:  # what the report had: at another number its distance says nothing about ours
+        return None
     says = (
         f"A FID says little without that of real images. With 1,000 images a side, real cats score {short(few)} against other real cats, "
         f"and cats with noise on them {short(noisy, 3)}: {beside} a student report gives for its GAN, {reported}."
@@ -236,7 +287,7 @@ def _verdicts(e):
     upheld, refuted = tests.count("upheld"), tests.count("not upheld")
     says = (
         f"Most conclusions of the student reports rest on one training each. Of {len(tests)} comparisons that our runs bear on, "
-        f"{upheld} are upheld, {refuted} turn out the other way, and {len(tests) - upheld - refuted} are too close for our seeds."
+        f"{upheld} are upheld, {refuted} turn out the other way, and {len(tests) - upheld - refuted} our seeds do not decide."
     )
     return Finding(f"{upheld} of {len(tests)}", says, "studies/90_comparison")
 
@@ -244,29 +295,30 @@ def _verdicts(e):
 @_finding
 def _noise(e):
     "Learned noise for discrete pixels."
-    learned, uniform = (e.values(f"realnvp-digits-switches-{k}", "bits_per_dim") for k in ("plain", "uniform-noise"))
-    gain = _gain(learned, uniform)
-    if gain is None:
+    gap = _gap(*(e.values(f"realnvp-digits-switches-{k}", "bits_per_dim") for k in ("plain", "uniform-noise")))
+    if gap is None:
         return None
-    says = (
-        f"A flow gains {short(gain[0])} bits a pixel when the noise that makes its pixels continuous is learned too."
-        if gain[1]
-        else "Learned and uniform noise cannot be told apart by these seeds."
-    )
-    return Finding(f"{short(gain[0])} bits a pixel", says, "studies/97_flow_switches")
+    size = short(abs(gap.value))
+    says = {
+        1: f"A flow gains {size} bits a pixel when the noise that makes its pixels continuous is learned too.",
+        0: f"Learned and uniform noise of a flow cannot be told apart: {gap.open(' bits a pixel')}.",
+        -1: f"A flow loses {size} bits a pixel when the noise that makes its pixels continuous is learned too.",
+    }
+    return Finding(f"{size} bits a pixel", says[gap.decided], "studies/97_flow_switches")
 
 
 @_finding
 def _ring(e):
     "Modes that a game loses."
-    naive, stable = (e.mean("gan-ring", f"modes__{kind}") for kind in ("naive", "stable"))
-    if naive is None or stable is None:
+    gap = _gap(*(e.values("gan-ring", f"modes__{kind}") for kind in ("naive", "stable")))
+    if gap is None:
         return None
+    naive, stable = (short(e.mean("gan-ring", f"modes__{kind}")) for kind in ("naive", "stable"))
     says = (
-        f"A generator that learns ten times faster than its critic reaches {short(naive)} of eight modes on average; "
-        f"with equal rates, no momentum and an average it reaches {short(stable)}."
-    )
-    return Finding(f"{short(naive)} and {short(stable)} of 8 modes", says, "studies/94_ring")
+        f"A generator that learns ten times faster than its critic reaches {naive} of eight modes on average; "
+        f"with equal rates, no momentum and an average it reaches {stable}."
+    ) + f" The seeds do not tell the two apart: {gap.open(' modes')}." * (gap.decided == 0)
+    return Finding(f"{naive} and {stable} of 8 modes", says, "studies/94_ring")
 
 # %% ../../nbs/lab/32_findings.ipynb #368ce980
 def findings(

@@ -205,6 +205,8 @@ def _varied(samples: Tensor, ds: DataSet, judge: Classifier, seed: int) -> dict[
     same = same_threshold(judge.features(ds.train)[:4000])
     for suffix, x in {"": judge.features(samples), "__real": _features_of(ds.train, n, seed, judge)}.items():
         least, split = birthday(x, same).at_least, "train" if suffix else "samples"
+        if least is None:  # too few samples
+            continue
         out[f"support{suffix}"] = metric("support", least, n=n, split=split, estimator="95 % lower bound by the birthday paradox")
     return out
 
