@@ -148,9 +148,9 @@ def test_annealed_bounds(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [FEWEST, 360])
 def test_annealed_bounds_of_the_tables(monkeypatch, n):
-    said = annealed(monkeypatch, n, 1000, 10)
+    said = annealed(monkeypatch, n, 400, 8)
     print(n, said)
-    assert all(about(share, 1000) for share in said.values()), said
+    assert all(about(share, 400) for share in said.values()), said
 
 
 def labelled(shares, per_class, runs):
