@@ -334,7 +334,8 @@ def main() -> None:
             sys.stdout = open(os.devnull, "w")
         if e.errno in (errno.EPIPE, errno.EBADF):
             sys.exit(141)
-        _fail(1, f"{e.filename or 'the output'}: {e.strerror or type(e).__name__}")
+        where = e.filename or ("the output" if e.errno == errno.ENOSPC else "")
+        _fail(1, f"{where}: {e.strerror or type(e).__name__}".removeprefix(": "))
 
 
 def _fail(status, *lines):
