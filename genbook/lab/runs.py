@@ -32,6 +32,7 @@ class Run:
         self.history: dict[str, Any] = {}  # fit -> its history, written by `train.fit`
         self.replay: dict | None = None  # of the training that is measured, from `Training.fit`
         self.model: dict | None = None  # what `keep` was told
+        self.spent = 0.0, 0.0  # `time` of earlier processes until the checkpoint that this one goes on from, written by `train.fit`
         self._began = time.time()
         self._lock = self.dir and (_watch(self.dir) or _hold(self.dir))
 
@@ -60,6 +61,10 @@ class Run:
     def samples(self, images: Any) -> None:  # tensor (n, c, h, w) in [0, 1]
         "Keep samples pixel by pixel, ten in a row, as `samples.png` in the run's folder: for pictures of many runs side by side."
         _ = self.dir and save_images(self.dir / "samples.png", images)
+
+    def time(self) -> tuple[float, float]:  # minutes by the clock, and of a core
+        "How long the run has taken: this process, and those before it as far as a checkpoint keeps what they did."
+        return self.spent[0] + (time.time() - self._began) / 60, self.spent[1] + time.process_time() / 60
 
     def finish(self) -> dict:  # the result
         "Write `result.json` (whole or not at all) and give the result back."
@@ -255,8 +260,7 @@ def _result(run):
         "commit": _git(),
         "versions": {"genbook": genbook.__version__, "torch": torch, "python": sys.version.split()[0]},
         "device": device_name(),
-        "minutes": round((time.time() - run._began) / 60, 3),
-        "cpu_minutes": round(time.process_time() / 60, 3),
+        **{k: round(v, 3) for k, v in zip(("minutes", "cpu_minutes"), run.time(), strict=True)},
         "peak_memory_mb": _peak_memory_mb(),
         "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
