@@ -101,7 +101,7 @@ def n_parameters(
 def he_init(
     module: nn.Module,  # a network; its convolutions are followed by rectifiers or the like, its linear layers are not
 ) -> None:
-    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers with n inputs a unit, biases 0 (He et al. 2015, equation 10)."
+    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers of n inputs, biases 0 (He et al. 2015, equation 10, of the former)."
     for m in layers(module):
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             n, gain = m.weight[0].numel(), 1.0 if isinstance(m, nn.Linear) else 2.0
@@ -220,7 +220,7 @@ def _batchnorm_decoder(shape, zdim, width, depth, act):
 
 # %% ../nbs/05_nn.ipynb #f3e83a01
 class ResBlock(nn.Module):
-    "A pre-activation residual block that can halve or double the image (He et al. 2016, Identity mappings in deep residual networks)."
+    "A pre-activation residual block that can halve or double the image (He et al. 2016)."
 
     def __init__(
         self,

@@ -69,7 +69,7 @@ class JoinedGenerator(nn.Module):
 
 
 class NormedGenerator(nn.Module):
-    "A generator whose batch norms are those of the class (Miyato & Koyama 2018, section 5)."
+    "A generator whose batch norms are those of the class (Dumoulin et al. 2017; Miyato & Koyama 2018)."
 
     def __init__(
         self,
