@@ -35,6 +35,7 @@ PEOPLE = {  # family of the zoo: what people call it
     "vqvae": "VQ-VAE",
     "diffusion": "Diffusion",
     "flow_matching": "Flow matching",
+    "latent": "Latent flow matching",
     "mixture": "Mixture of pixels",
 }
 SETS = {  # data set: what people call it
@@ -172,6 +173,7 @@ MAP = {  # family: likelihood, how an image is made, what is behind it
     "vqvae": ("a bound", "in steps", "short code"),
     "diffusion": ("a bound", "in steps", "full-size code"),
     "flow_matching": ("a bound", "in steps", "full-size code"),
+    "latent": ("a bound", "in steps", "short code"),
 }
 _KINDS = {"short code": "net", "full-size code": "loss", "no code": "data"}
 

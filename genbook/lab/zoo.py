@@ -32,6 +32,7 @@ FAMILIES = {
     "vqvae": ("genbook.models.vqvae", "VQVAE"),
     "diffusion": ("genbook.models.diffusion", "Diffusion"),
     "flow_matching": ("genbook.models.flow_matching", "FlowMatching"),
+    "latent": ("genbook.models.latent", "Latent"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 
