@@ -25,6 +25,7 @@ from .zoo import FAMILIES
 PEOPLE = {  # family of the zoo: what people call it
     "ae": "Autoencoder",
     "vae": "VAE",
+    "hierarchy": "Hierarchical VAE",
     "realnvp": "Flow (RealNVP)",
     "flow_vae": "VAE with a flow",
     "fvae": "f-VAE",
@@ -166,6 +167,7 @@ MAP = {  # family: likelihood, how an image is made, what is behind it
     "wgan": ("no", "at once", "short code"),
     "cgan": ("no", "at once", "short code"),
     "vae": ("a bound", "at once", "short code"),
+    "hierarchy": ("a bound", "at once", "short code"),
     "flow_vae": ("a bound", "at once", "short code"),
     "fvae": ("a bound", "at once", "short code"),
     "realnvp": ("exact", "at once", "full-size code"),

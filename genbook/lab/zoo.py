@@ -22,6 +22,7 @@ from ..core import GenbookError, Parameter, check_choice, nearest
 FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
+    "hierarchy": ("genbook.models.hierarchy", "HierarchicalVAE"),
     "realnvp": ("genbook.models.realnvp", "RealNVP"),
     "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
     "fvae": ("genbook.models.fvae", "FVAE"),
