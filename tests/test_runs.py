@@ -611,7 +611,7 @@ def test_full_disk_keeps_the_checkpoint(tmp_path):
         (["run", "quick", "--seeds", "a"], "--seeds: 'a' is not a list of whole numbers"),
         (["run", "quick", "--seeds", "-1"], "seeds: [-1] are not whole numbers of at least 0"),
         (["run", "quick", "--workers", "0"], "Invalid value for '--workers'"),
-        (["run", "quick", "--measure", "--force"], "--measure: with --force; allowed: one of them"),
+        (["run", "quick", "--measure", "--force"], "measure: with force; allowed: one of them"),
         (["list", "nothing"], "experiment: there is no 'nothing'"),
         (["list", "nothing*"], "list: no experiment matches 'nothing*'"),
         (["results", "quick"], "results: there are no finished runs of quick"),

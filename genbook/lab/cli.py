@@ -81,8 +81,6 @@ def _needs(what, package, extra):
 def run(names, params, seeds, folder, workers, devices, cluster, time_limit, whole, retry_failed, force, measure, skip_damaged):
     """Run experiments; those that are done are skipped, those that were stopped go on.
 
-    A run that differs from one that is done only in what it measures takes over its training.
-
     NAME is an experiment, a suite, or the path of a notebook of your own. What -p may set, `genbook list NAME` shows.
 
     \b
@@ -102,8 +100,6 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, who
     todo = _jobs(names, _sound(params) if skip_damaged else params, _seeds(seeds))
     if retry_failed:
         todo = [j for j in todo if launch.has_failed(folder / j.experiment / j.id)]
-    if force and measure:
-        raise GenbookError("--measure: with --force; allowed: one of them, since --force trains again")
     new = [j for j in todo if force or measure or not launch.is_done(folder / j.experiment / j.id)]
     if wrong := jobs.mistakes(new, here=not cluster, notes=notes):
         raise GenbookError("\n".join(wrong))

@@ -43,6 +43,8 @@ def run_jobs(
 ) -> list[Outcome]:  # in the order of the jobs
     "Make all runs; one that fails does not stop the others."
     asserting()
+    if force and measure:
+        raise GenbookError("measure: with force; allowed: one of them, since force trains again")
     if not jobs:
         return []
     runs, root = (Path(runs).expanduser() if runs else runs_root()).absolute(), root or project_root()

@@ -165,23 +165,6 @@ def _move(folder, old, new):
             os.replace(source, target)
 
 
-def _same_training(job, folder, runs):
-    "The folder of another run that is done, of the same training, measured otherwise; None if there is none."
-    about = lambda notebook=None, params=None, content=None, **_: [notebook, (params or {}) | {"measure_args": None}, content]
-    if "measure_args" not in job.params or any((folder / "checkpoint").glob("*.pt")):
-        return None
-    others = (p.parent for p in sorted(runs.glob("*/*/params.json")) if about(**read_json(p)) == about(**vars(job)))
-    return next((other for other in others if other != folder and is_done(other)), None)
-
-
-def _adopt(folder, other):
-    "Take over the training of another folder, or of the part of a link that `_move` has made: its checkpoints, and their rows."
-    for path in [*(other / "checkpoint").glob("*.pt"), *(folder / "checkpoint").glob(f"{other.name}/*.pt"), *other.glob("metrics.jsonl")]:
-        place = folder / "checkpoint" if path.suffix == ".pt" else folder
-        place.mkdir(exist_ok=True)
-        shutil.copy2(path, place)
-
-
 def _clear(folder, part=""):
     "Remove what a run has written into its folder, or into a part of it."
     for name in WRITTEN:
@@ -223,6 +206,23 @@ def _forget(folder):
 def _unmet_words(claims):
     "Assertions that failed, in words."
     return f"with {len(claims)} assertion{'s' * (len(claims) > 1)} that failed: {'; '.join(claims)}" if claims else ""
+
+# %% ../../nbs/lab/04_launch.ipynb #a4103321
+def _same_training(job, folder, runs):
+    "The folder of another run that is done, of the same training, measured otherwise; None if there is none."
+    about = lambda notebook=None, params=None, content=None, **_: [notebook, (params or {}) | {"measure_args": None}, content]
+    if "measure_args" not in job.params or any((folder / "checkpoint").glob("*.pt")):
+        return None
+    known = sorted(runs.glob("*/*/params.json"))
+    return next((p.parent for p in known if about(**read_json(p)) == about(**vars(job)) and is_done(p.parent)), None)
+
+
+def _adopt(folder, other):
+    "Take over the training of another folder, or of the part of a link that `_move` has made: its checkpoints, and their rows."
+    for path in [*(other / "checkpoint").glob("*.pt"), *(folder / "checkpoint").glob(f"{other.name}/*.pt"), *other.glob("metrics.jsonl")]:
+        place = folder / "checkpoint" if path.suffix == ".pt" else folder
+        place.mkdir(exist_ok=True)
+        shutil.copy2(path, place)
 
 # %% ../../nbs/lab/04_launch.ipynb #c3a2e731
 def _start(job, folder, runs, threads, root, limit, devices, whole):
