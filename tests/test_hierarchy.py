@@ -59,6 +59,19 @@ def test_free_bits_are_for_each_channel_of_each_level():
     torch.testing.assert_close(loud.total - loud.rec, loud.kl)
 
 
+@pytest.mark.parametrize("top_first, weights", [(True, (2.0, 0.2, 0.02)), (False, (0.02, 0.02, 0.02))])
+def test_the_ramp_begins_at_the_top(top_first, weights):
+    "A hundredth of the ramp: level 1 pays in full, or as little as the others; at its end, and in validation, all pay alike."
+    how = dict(kl="linear", kl_args={"steps": 100}, beta=2.0, top_first=top_first)
+    model, x = HierarchicalVAE((1, 8, 8), levels=2, zdims=(2, 3, 4), width=8, **how).double(), torch.ones(3, 1, 8, 8).double()
+    for it, expected in ((torch.tensor(1), weights), (torch.tensor(100), (2.0, 2.0, 2.0)), (None, (2.0, 2.0, 2.0))):
+        terms = model.loss(x, it=it)
+        paid = sum(w * getattr(terms, f"kl_{i}") for i, w in enumerate(expected, 1))
+        torch.testing.assert_close(terms.total - terms.rec, paid, rtol=1e-5, atol=1e-7)
+        assert paid.min() > 0
+    assert all(w.item() == 0 for w in HierarchicalVAE((1, 8, 8), width=8, beta=0.0).weights(torch.tensor(0.0)))
+
+
 def test_levels_drawn_anew_leave_those_above_alone(trained):
     model, x = trained.model, trained.data.test.float(slice(0, 5))[0]
     z, sizes = model.encode(x), model.sizes
