@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import threading
 import warnings
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -312,6 +313,8 @@ def main() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ±
+    hook = threading.excepthook  # TensorBoard writes in a thread; what stops it, `History` raises too
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else hook(e)
     warnings.formatwarning = lambda message, *_, **__: f"genbook: {message}\n"
     try:
         cli(prog_name="genbook", standalone_mode=False)
@@ -332,7 +335,8 @@ def main() -> None:
             sys.stdout = open(os.devnull, "w")
         if e.errno in (errno.EPIPE, errno.EBADF):
             sys.exit(141)
-        _fail(1, f"{e.filename or 'the output'}: {e.strerror or type(e).__name__}")
+        where = e.filename or ("the output" if e.errno == errno.ENOSPC else "")
+        _fail(1, f"{where}: {e.strerror or type(e).__name__}".removeprefix(": "))
 
 
 def _fail(status, *lines):
