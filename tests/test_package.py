@@ -17,6 +17,8 @@ import pytest
 from PIL import Image
 from test_rules import importable, requirements
 
+from genbook import from_pretrained
+
 ROOT = Path(__file__).parents[1]
 GUARD = """import sys
 class Guard:
@@ -152,9 +154,10 @@ def test_a_training_that_is_killed_goes_on(package, pictures):
         _, err = process.communicate(timeout=300)
         assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130) and "Traceback" not in err
         assert json.loads((pictures / "broken/status.json").read_text())["state"] == state
-        status, _, said = genbook(package, pictures, "sample", "broken")
-        assert status == 2 and re.search(r"not finished: step \d+ of 400", said) and said.count("\n") == 1, said
-    assert genbook(package, pictures, *args)[0] == 0 and genbook(package, pictures, "sample", "broken")[0] == 0
+    status, _, said = genbook(package, pictures, "sample", "broken")
+    assert status == 2 and re.search(r"not finished: step \d+ of 400", said) and said.count("\n") == 1, said
+    assert genbook(package, pictures, *args)[0] == 0
+    assert from_pretrained(pictures / "broken").sample(2).shape == (2, 3, 8, 8)
 
 
 @pytest.mark.slow
