@@ -64,7 +64,7 @@ def log_density(
     end = path.sigma(s)
     return gained - (0.5 * (z / end) ** 2 + end.log() + 0.5 * math.log(2 * math.pi)).flatten(1).sum(1)
 
-# %% ../../nbs/models/50_diffusion.ipynb #b5c574d2
+
 @torch.no_grad()
 def variational_bound(
     denoise: Callable[[Tensor, Tensor], Tensor],  # x_t (b, ...), times (b,) -> (b, ...)
@@ -153,7 +153,7 @@ class Labelled(Denoising):
             raise GenbookError(f"y: labels from {y.min()} to {y.max()}; allowed: 0 to {self.classes - 1}")
         return y.expand(n)
 
-# %% ../../nbs/models/50_diffusion.ipynb #1bf1c219
+
 class Guided(Labelled):
     "Denoisers for a walk, with a label and more of it."
 
@@ -289,7 +289,7 @@ class Diffusion(Likely, Model):
         build = DENOISERS[check_choice("net", net, DENOISERS)]
         self.net = build(self.image_shape, classes=classes if conditional else None, **how)
 
-# %% ../../nbs/models/50_diffusion.ipynb #72222f42
+
 CONFIGS = {
     "unet": dict(net="unet", width=48, depth=2, normal=(-0.8, 1.2), conditional=True),  # for two cores, at 28x28
     "unet_free": dict(net="unet", width=48, depth=2, normal=(-0.8, 1.2)),
@@ -297,7 +297,6 @@ CONFIGS = {
     "digits": dict(net="unet", width=24, depth=1, conditional=True),  # for 8x8
 }
 
-# %% ../../nbs/models/50_diffusion.ipynb #4a6f44ac
 TRAIN = {  # of this chapter and the next ones, at a size that any computer executes in seconds
     "steps": 300,
     "batch_size": 64,

@@ -358,11 +358,11 @@ CONFIGS = {
     "digits_flow": dict(channels=2, width=24, halvings=1, prior="flow", prior_args=dict(couplings=(4,), width=16)),
 }
 
-# %% ../../nbs/models/52_latent.ipynb #e485d365
-_PRIOR = {"steps": 250, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0, "ema": 0.99}
+# %% ../../nbs/models/52_latent.ipynb #b594a0eb
+_PRIOR = {"steps": 200, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0, "ema": 0.99}
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
-    "train": TRAIN | {"steps": 300, "batch_size": 32, "weight_decay": 0.0, "ema": None, "clip": 100.0, "prior": _PRIOR},
-    "measure": {"samples": 200, "draws": 1, "n": 60, "k": 1, "per_class": 20},
+    "train": TRAIN | {"steps": 250, "batch_size": 32, "weight_decay": 0.0, "ema": None, "clip": 100.0, "prior": _PRIOR},
+    "measure": {"samples": 200, "draws": 1, "n": 40, "k": 1, "per_class": 10},
 }
 
 # %% ../../nbs/models/52_latent.ipynb #6366d009
