@@ -122,10 +122,7 @@ class Ascent(nn.Module):
             n_in = width
 
     def forward(self, x: Tensor) -> list[Tensor]:  # (b, c, h, w) -> (b, width, *grid) of each grid, from the image upwards
-        found = []
-        for stage in self.stages:
-            found.append(stage(found[-1] if found else x))
-        return found
+        return [x := stage(x) for stage in self.stages]
 
 
 def picture(
@@ -175,9 +172,12 @@ def ladder_of(
     grids: list[tuple[int, ...]],  # (h, w) of each; (): vectors
     **how: Any,  # act, residual and path of `Level`
 ) -> nn.ModuleList:
-    "The levels from the top down; the first one on a grid takes the state over from the grid above."
+    "The levels from the top down; the first one on a grid takes the state over from the grid above. Lower levels begin a tenth as loud."
     above = [None] + [widths[j] if i != j else None for j, i in zip(at[:-1], at[1:], strict=True)]
-    return nn.ModuleList(Level(widths[i], zdims[i], above=a, grid=grids[i], **how) for i, a in zip(at, above, strict=True))
+    levels = nn.ModuleList(Level(widths[i], zdims[i], above=a, grid=grids[i], **how) for i, a in zip(at, above, strict=True))
+    for level in levels[1:]:
+        level.write.weight.data.mul_(0.1)  # or their noise drowns what the top has to say
+    return levels
 
 # %% ../../nbs/models/12_hierarchy.ipynb #562309b0
 class LadderPosterior:
