@@ -7,7 +7,7 @@ from test_matrix_gan import turns
 
 from genbook.core import GenbookError
 from genbook.data import Batches, Images
-from genbook.models.cgan import CGAN, CONFIGS, ClassNorm, JoinedGenerator, NormedGenerator, feature_matching
+from genbook.models.cgan import CGAN, CONFIGS, ClassNorm, JoinedGenerator, NormedGenerator, feature_matching, precision_recall_by_class
 from genbook.steps import Step
 from genbook.train import fit
 
@@ -310,3 +310,15 @@ def test_steps_run_as_a_graph(config):
         rows.append([r["train/critic"] for r in history.rows])
         assert step.model.sample(3, 4).shape == (3, 1, 8, 8)
     assert all(torch.tensor(r).isfinite().all() for r in rows)
+
+
+@pytest.mark.parametrize("most", [0, -1.0])
+def test_a_truncation_is_positive(most):
+    with pytest.raises(GenbookError, match=f"truncation: {most} is not"):
+        build("digits").sample(1, truncation=most)
+
+
+def test_a_class_needs_five_images():
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    with pytest.raises(GenbookError, match="y: 2 samples or real images of class 0; at least 5 of each"):
+        precision_recall_by_class(x[:4], y[:4], x, y)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LABELLED_NETS', 'CONFIGS', 'DEFAULTS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'NormedGenerator',
            'LabelCritic', 'PlaneCritic', 'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'Labels',
-           'Labelled', 'ConditionalTerms', 'CGAN']
+           'Labelled', 'ConditionalTerms', 'CGAN', 'cut_normal', 'precision_recall_by_class']
 
 # %% ../../nbs/models/32_cgan.ipynb #0ca79668
 from math import prod
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import GenbookError, check_choice
+from ..core import GenbookError, check_choice, check_number
 from ..devices import batch_mean
+from ..measure.distances import precision_recall
 from .gan import GAN, Critic, Net, fc_critic, stages
 from .wgan import HELD_NETS, Stabilised
 from ..nn import Tower, check_size, squash
@@ -212,6 +213,20 @@ class Labels(GAN):
         w = self.weights(len(z), y)
         return squash(self.generator(z.to(w.dtype), w), "tanh")
 
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | int | None = None,  # labels: one for all, one each, or weights of the classes; None: drawn
+        *,
+        temperature: float = 1.0,  # scales the latent noise
+        truncation: float | None = None,  # the largest number of a code; None: no limit
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # (n, c, h, w)
+        "New images; raises `GenbookError` for labels that there are not and for a truncation that is not positive."
+        y, z = self.labels(n, y, generator), self.noise(n, generator)
+        return self.decode(temperature * (z if truncation is None else cut_normal(z, truncation)), y)
+
 # %% ../../nbs/models/32_cgan.ipynb #bd4433c2
 class Labelled(Labels):
     "A GAN of images with labels in both networks (Mirza & Osindero 2014)."
@@ -341,3 +356,29 @@ DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {"steps": 300, "batch_size": 64, "lr": 1e-3, "beta1": 0.5, "schedule": "constant", "ema": 0.99, "every": 75},
     "measure": {"samples": 360, "draws": 3, "per_class": 100},
 }
+
+# %% ../../nbs/models/32_cgan.ipynb #2d48c636
+def cut_normal(
+    z: Tensor,  # standard normal numbers, (...)
+    most: float,  # t, the largest that may come out
+) -> Tensor:  # (...)
+    "Normal numbers cut off at -t and t, by a map of uncut ones that grows (Brock et al. 2019, section 3.1). Raises `GenbookError`."
+    check_number("truncation", most)
+    inside = torch.erf(torch.tensor(most / 2**0.5, dtype=torch.float64)) * torch.erf(z.double() / 2**0.5)  # 2 F(z) - 1 of the cut one
+    return (2**0.5 * torch.erfinv(inside)).clamp(-most, most).to(z.dtype)
+
+# %% ../../nbs/models/32_cgan.ipynb #b49de5fa
+def precision_recall_by_class(
+    samples: Tensor,  # features of samples, (n, f)
+    y: Tensor,  # classes that were asked for, (n,)
+    real: Tensor,  # features of real images, (m, f)
+    y_real: Tensor,  # their classes, (m,)
+) -> Tensor:  # (classes, 2)
+    "Precision and recall within each class, as many samples as real images (Kynkäänniemi et al. 2019, equation 1, a class at a time)."
+    rows = []
+    for c in y_real.unique():
+        a, b = samples[y == c], real[y_real == c]
+        if (n := min(len(a), len(b))) < 5:
+            raise GenbookError(f"y: {n} samples or real images of class {int(c)}; at least 5 of each are needed")
+        rows.append([m.value for m in precision_recall(a[:n], b[:n])])
+    return torch.tensor(rows, dtype=torch.float64)

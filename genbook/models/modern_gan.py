@@ -7,7 +7,7 @@ __all__ = ['MODERN_NETS', 'CONFIGS', 'DEFAULTS', 'mode_seeking', 'SwitchedCritic
            'r3_generator', 'r3_critic', 'style_generator', 'PatchCritic', 'patch_critic', 'growing_generator',
            'growing_critic', 'Seen', 'Judged', 'Styled', 'Grown', 'Switched', 'ModernGAN', 'PlaneModern']
 
-# %% ../../nbs/models/34_modern_gan.ipynb #a870c37d
+# %% ../../nbs/models/34_modern_gan.ipynb #360f0e6a
 import math
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from ..nn import Tower, check_size, squash
 from ..parts import attend, bottleneck_features, bottleneck_generator, compare
 from ..style import StyleGenerator, mixed_at_random, path_lengths, truncated
 
-# %% ../../nbs/models/34_modern_gan.ipynb #87b16dab
+# %% ../../nbs/models/34_modern_gan.ipynb #e9e9d59e
 def mode_seeking(
     z: Tensor,  # codes, (b, zdim)
     made: Tensor,  # what the generator makes of them, (b, ...)
@@ -59,7 +59,7 @@ def by_image(
     "The mean over patches."
     return scores.flatten(1).mean(1) if scores.dim() > 1 else scores
 
-# %% ../../nbs/models/34_modern_gan.ipynb #6d88ff1d
+# %% ../../nbs/models/34_modern_gan.ipynb #96051544
 def r3_generator(
     image_shape: tuple[int, int, int],  # (c, h, w)
     zdim: int,  # latent size
@@ -80,7 +80,7 @@ def r3_critic(
     features = bottleneck_features(image_shape, times * width, dropout, halvings=stages(image_shape)[0])
     return Critic(features, nn.Linear(features.out_features, 1))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #a5cccbdc
+# %% ../../nbs/models/34_modern_gan.ipynb #8a146c57
 def style_generator(
     image_shape: tuple[int, int, int],  # (c, h, w)
     zdim: int,  # latent size
@@ -89,7 +89,7 @@ def style_generator(
     "A generator by styles whose constant has the smallest size that the image can be halved to."
     return StyleGenerator(image_shape, zdim, width, grid=stages(image_shape)[1])
 
-# %% ../../nbs/models/34_modern_gan.ipynb #ddcfd77e
+# %% ../../nbs/models/34_modern_gan.ipynb #760fb82b
 class PatchCritic(Critic):
     "A score for each patch of an image (Isola et al. 2017, section 3.2.2)."
 
@@ -112,7 +112,7 @@ def patch_critic(
         c = width * 2**i
     return PatchCritic(Tower(*out), nn.Conv2d(c, 1, 3, padding=1))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #559505f1
+# %% ../../nbs/models/34_modern_gan.ipynb #13b31d89
 def _grown_widths(image_shape, width):
     "Channels of each size, smallest first."
     return [width * min(2**i, 4) for i in range(stages(image_shape)[0], -1, -1)]
@@ -137,7 +137,7 @@ def growing_critic(
     features = Tower(GrowingFeatures(image_shape, widths), nn.Flatten(), nn.Dropout(dropout))
     return Critic(features, nn.Linear(widths[0] * math.prod(stages(image_shape)[1]), 1))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #a219dda5
+# %% ../../nbs/models/34_modern_gan.ipynb #b69e3822
 MODERN_NETS = HELD_NETS | dict(
     r3=Net(r3_generator, r3_critic, 48),
     style=Net(style_generator, partial(r3_critic, times=2), 24),
@@ -145,7 +145,7 @@ MODERN_NETS = HELD_NETS | dict(
     growing=Net(growing_generator, growing_critic, 24),
 )
 
-# %% ../../nbs/models/34_modern_gan.ipynb #489c61ec
+# %% ../../nbs/models/34_modern_gan.ipynb #f660da81
 class Seen(Stabilised):
     "What the critic sees: earlier examples again, and augmentation as strong as is needed; goes before a class of `genbook.models.gan`."
 
@@ -191,7 +191,7 @@ class Seen(Stabilised):
             n = math.ceil(len(self.pool) / 32)
             self.pool[torch.randint(len(self.pool), (n,), device=self.pool.device)] = self.fake(n).to(self.pool.dtype)
 
-# %% ../../nbs/models/34_modern_gan.ipynb #85caedd7
+# %% ../../nbs/models/34_modern_gan.ipynb #255fbff6
 class Judged(Seen):
     "How the critic judges: attention, comparison of a batch, patches, penalties on a part of the batch."
 
@@ -238,7 +238,7 @@ def _tower(generator):
         raise GenbookError("attention: a generator by styles has no block of it; allowed: False")
     return generator
 
-# %% ../../nbs/models/34_modern_gan.ipynb #479d8858
+# %% ../../nbs/models/34_modern_gan.ipynb #1ab3f880
 class Styled(Judged):
     "A generator by styles in training: styles of two codes in one image, and paths of equal length."
 
@@ -281,7 +281,7 @@ class Styled(Judged):
         if part == "generator" and self.path:
             self.typical.lerp_(terms["length"].to(self.typical), 0.01)
 
-# %% ../../nbs/models/34_modern_gan.ipynb #c7c3e4f3
+# %% ../../nbs/models/34_modern_gan.ipynb #8ff72bc8
 class Grown(Styled):
     "Networks that begin with small images (Karras et al. 2018): those of `net='growing'`."
 
@@ -308,7 +308,7 @@ class Grown(Styled):
             for m in self.growers:
                 m.grow(level_at(self.updates.item(), self.growing, m.sizes))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #d9b938eb
+# %% ../../nbs/models/34_modern_gan.ipynb #80044367
 class Switched(Grown):
     "All switches, and pairs under two penalties where nothing else is said; goes before a class of `genbook.models.gan`."
 
@@ -336,7 +336,7 @@ class Switched(Grown):
             total = total + self.path * (length - self.typical).square().mean()
         return SwitchedGeneratorTerms(total, by_image(self.objective.output(fake.detach())), apart.detach(), length.detach().mean())
 
-# %% ../../nbs/models/34_modern_gan.ipynb #8e523157
+# %% ../../nbs/models/34_modern_gan.ipynb #bea5b45f
 class ModernGAN(Switched, GAN):
     "A GAN of images in [0, 1] with what came after the first ones, each part by itself (Huang et al. 2024; Karras et al. 2018 to 2020)."
 
@@ -380,20 +380,20 @@ class ModernGAN(Switched, GAN):
 class PlaneModern(Switched, PlaneGAN):
     "The same of points; arguments of `Switched`, its bases and `PlaneGAN`."
 
-# %% ../../nbs/models/34_modern_gan.ipynb #497a5fe3
+# %% ../../nbs/models/34_modern_gan.ipynb #77b9c31c
 _BY_STYLES = dict(net="style", share=0.25, path=2.0)
 CONFIGS = {
-    "digits": dict(net="r3", width=16, zdim=16),
-    "style_digits": _BY_STYLES | dict(width=8, zdim=16),
-    "r3": dict(net="r3"),
-    "style": _BY_STYLES,
-    "patch": dict(net="patch"),
+    "digits": dict(net="r3", width=16, zdim=16, weight=0.05),
+    "style_digits": _BY_STYLES | dict(width=8, zdim=16, weight=0.05),
+    "r3": dict(net="r3", weight=0.1),
+    "style": _BY_STYLES | dict(weight=0.1),
+    "patch": dict(net="patch", weight=0.1),
     "all": dict(
         net="r3", attention=True, deviation=True, seeking=0.1, replay=64, augment="translation,cutout", overfit=0.6, loss="non_saturating"
     ),
 }
 
-# %% ../../nbs/models/34_modern_gan.ipynb #00412d38
+# %% ../../nbs/models/34_modern_gan.ipynb #9fcbb1f0
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {"steps": 400, "batch_size": 64, "lr": 2e-3, "beta1": 0.0, "beta2": 0.99, "ema": 0.99, "every": 100},
     "measure": {"samples": 360, "draws": 3},
