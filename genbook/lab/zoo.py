@@ -23,6 +23,7 @@ FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
     "realnvp": ("genbook.models.realnvp", "RealNVP"),
+    "tarflow": ("genbook.models.autoregressive_flows", "TarFlow"),
     "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
     "fvae": ("genbook.models.fvae", "FVAE"),
     "gan": ("genbook.models.gan", "GAN"),
