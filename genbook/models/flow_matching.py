@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import GenbookError, check_choice, check_number
-from .diffusion import Diffusion
+from .diffusion import TRAIN, Diffusion
 from ..nn import check_size
 from ..paths import along, strata, times
 from ..prob import full_precision
@@ -230,18 +230,4 @@ CONFIGS = {
 }
 
 # %% ../../nbs/models/51_flow_matching.ipynb #545bd34f
-DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
-    "train": {
-        "steps": 300,
-        "batch_size": 64,
-        "lr": 3e-3,
-        "optimizer": "adamw",
-        "beta2": 0.99,
-        "weight_decay": 0.01,
-        "warmup": 50,
-        "ema": 0.99,
-        "clip": 1.0,
-        "every": 100,
-    },
-    "measure": {"samples": 200, "draws": 1, "n": 50, "k": 1},
-}
+DEFAULTS = {"train": TRAIN, "measure": {"samples": 200, "draws": 1, "n": 50, "k": 1}}
