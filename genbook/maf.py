@@ -168,7 +168,7 @@ class Within(nn.Module):
             self.net = MADE((1, size + 1), Seen(2), numbers, width=inner, depth=depth)  # place 0 is empty: pixel 1 looks at it
         last = self.net.layers[-1] if inner else nn.Linear(width, size * numbers)
         self.out = None if inner else last
-        nn.init.zeros_(last.weight), nn.init.zeros_(last.bias)
+        last.weight.data.mul_(0.01), last.bias.data.zero_()  # nearly nothing at first
         self.parts = [slice(j, j + 1) for j in range(size)] if inner else [slice(size)]  # what can be inverted at once
 
     def forward(self, c: Tensor, x: Tensor) -> Tensor:  # (b, width), (b, d) -> (b, d, numbers)
