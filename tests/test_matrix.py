@@ -91,7 +91,7 @@ def test_every_size_and_channel(name, size):
         shape = (c, size, size)
         model = build(name, shape)
         x = images(shape, n=2)
-        by_pixel = hasattr(model, "fill") and x[0].numel() > 64  # a pass for each pixel: small images show it
+        by_pixel = (hasattr(model, "fill") or hasattr(model, "noisy")) and x[0].numel() > 64  # in many passes: small images show it
         asked = {"reconstruct": x} | ({} if by_pixel else {"sample": 2})
         with torch.no_grad():
             terms = model.loss(x, it=torch.tensor(7))
@@ -370,9 +370,10 @@ def test_samples_come_from_the_prior(name):
     From the same noise they are the same images; of a model that draws in another order, the same in mean."""
     model = randomise(build(name)).eval()
     middle = {"noise": False} if "noise" in signature(model.sample).parameters else {}  # as `decode`, where p(x|z) has noise too
+    label = (1,) if hasattr(model, "classes") else ()
     pair = lambda n, *seeds: [
-        model.decode(model.prior.sample(n, generator=generator(seeds[0]))),
-        model.sample(n, generator=generator(seeds[-1]), **middle),
+        model.decode(model.prior.sample(n, generator=generator(seeds[0])), *label),
+        model.sample(n, *label, generator=generator(seeds[-1]), **middle),
     ]
     with torch.no_grad():
         if torch.equal(*pair(20, 0)):

@@ -24,6 +24,7 @@ FAMILIES = {
     "vae": ("genbook.models.vae", "VAE"),
     "hierarchy": ("genbook.models.hierarchy", "HierarchicalVAE"),
     "realnvp": ("genbook.models.realnvp", "RealNVP"),
+    "tarflow": ("genbook.models.autoregressive_flows", "TarFlow"),
     "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
     "fvae": ("genbook.models.fvae", "FVAE"),
     "gan": ("genbook.models.gan", "GAN"),
