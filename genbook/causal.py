@@ -212,18 +212,26 @@ class CausalBlock(nn.Module):
         self,
         dim: int,  # numbers of a token
         heads: int = 4,  # of the attention
+        wide: int = 2,  # hidden units of its perceptron, as a multiple of dim
     ):
         super().__init__()
-        if check_size("dim", dim) % heads:
+        if check_size("dim", dim) % check_size("heads", heads):
             raise GenbookError(f"dim: {dim} is not a multiple of {heads}, the heads of the attention")
         self.heads = heads
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.SiLU(), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, wide * dim), nn.SiLU(), nn.Linear(wide * dim, dim))
 
-    def forward(self, t: Tensor) -> Tensor:  # (b, tokens, dim)
+    def forward(self, t: Tensor, past: dict | None = None, temperature: float = 1.0) -> Tensor:  # (b, tokens, dim)
+        """Of all tokens at once; or of one token after those of `past`, an empty dict at first, that keeps keys and values.
+
+        The temperature divides the attention's logits: above 1 a token looks more evenly at those before it."""
         q, k, v = self.qkv(self.norm1(t)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        seen = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        if past is not None:
+            k, v = (torch.cat([past[name], new], 2) if name in past else new for name, new in (("k", k), ("v", v)))
+            past |= {"k": k, "v": v}
+        q = q if temperature == 1.0 else q / temperature
+        seen = F.scaled_dot_product_attention(q, k, v, is_causal=past is None)
         t = t + self.out(seen.transpose(1, 2).flatten(2))
         return t + self.mlp(self.norm2(t))
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['ToLogit', 'checkerboard', 'channel_mask', 'ConcatELU', 'ChannelNorm', 'GatedBlock', 'GatedNet', 'ImageCoupling',
-           'Squeeze', 'Conditional', 'Uniform', 'Variational', 'ActNorm', 'Conv1x1', 'LogisticsCoupling']
+           'Squeeze', 'Conditional', 'Uniform', 'Variational', 'ActNorm', 'Conv1x1', 'mixture_parts',
+           'mixture_quantile', 'LogisticsCoupling']
 
 # %% ../nbs/13_image_flows.ipynb #61751f13
 import math
@@ -291,6 +292,37 @@ class Conv1x1(Bijection):
             return self._mix(y, torch.linalg.inv(self.weight()), -1)
 
 # %% ../nbs/13_image_flows.ipynb #5d1587a0
+def mixture_parts(
+    x: Tensor,  # (...)
+    weights: Tensor,  # log-weights of the components, (...) with one more dimension
+    means: Tensor,  # as `weights`
+    log_scales: Tensor,  # as `weights`
+    dim: int = 1,  # that of the components
+) -> tuple[Tensor, Tensor, Tensor]:  # log F, log (1 - F) and log F', each (...)
+    "Distribution function and density of mixtures of logistics."
+    t = (x.unsqueeze(dim) - means) * (-log_scales).exp()
+    up, down = F.logsigmoid(t), F.logsigmoid(-t)
+    return (weights + up).logsumexp(dim), (weights + down).logsumexp(dim), (weights + up + down - log_scales).logsumexp(dim)
+
+
+def mixture_quantile(
+    logit: Tensor,  # log F - log (1 - F), (...)
+    weights: Tensor,  # as of `mixture_parts`
+    means: Tensor,  # as `weights`
+    log_scales: Tensor,  # as `weights`
+    dim: int = 1,  # that of the components
+) -> Tensor:  # x, (...)
+    "Where the distribution function has that logit, by bisection: the quantile of a mixture lies between those of its components."
+    quantiles, rates = means + log_scales.exp() * logit.unsqueeze(dim), (-log_scales).exp()
+    low, high = quantiles.amin(dim), quantiles.amax(dim)
+    for _ in range(40 if logit.dtype == torch.float32 else 70):
+        middle = (low + high) / 2
+        t = (middle.unsqueeze(dim) - means) * rates
+        above = (weights + F.logsigmoid(t)).logsumexp(dim) - (weights + F.logsigmoid(-t)).logsumexp(dim) > logit
+        low, high = torch.where(above, low, middle), torch.where(above, middle, high)
+    return (low + high) / 2
+
+# %% ../nbs/13_image_flows.ipynb #e6eb6ce3
 class LogisticsCoupling(ImageCoupling):
     "Each element through the distribution function of a mixture of logistics, a logit, scale and shift (Ho et al. 2019, section 3.2)."
 
@@ -301,30 +333,17 @@ class LogisticsCoupling(ImageCoupling):
         weights, means, log_scales = theta[:, 2:].unflatten(1, (3, self.components)).unbind(1)
         return weights.log_softmax(1), means + self._centres(theta), 2 * (log_scales / 2).tanh()
 
-    def _mixture(self, x, weights, means, log_scales):  # log F, log (1 - F), log density at x
-        t = (x[:, None] - means) * (-log_scales).exp()
-        up, down = F.logsigmoid(t), F.logsigmoid(-t)
-        return (weights + up).logsumexp(1), (weights + down).logsumexp(1), (weights + up + down - log_scales).logsumexp(1)
-
     def _centres(self, theta):  # keep the components apart at the start
         return torch.linspace(-1, 1, self.components, dtype=theta.dtype, device=theta.device)[:, None, None, None]
 
     def element(self, x: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        log_f, log_rest, log_density = self._mixture(x, *self._components(theta))
+        log_f, log_rest, log_density = mixture_parts(x, *self._components(theta))
         y, s = super().element(log_f - log_rest, theta)
         return y, s + log_density - log_f - log_rest
 
     def element_inverse(self, y: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
-        "By bisection: the quantile of a mixture lies between those of its components."
         logit, s = super().element_inverse(y, theta)
-        weights, means, log_scales = self._components(theta)
-        quantiles, rates = means + log_scales.exp() * logit[:, None], (-log_scales).exp()
-        low, high = quantiles.amin(1), quantiles.amax(1)
-        for _ in range(40 if y.dtype == torch.float32 else 70):
-            middle = (low + high) / 2
-            t = (middle[:, None] - means) * rates
-            above = (weights + F.logsigmoid(t)).logsumexp(1) - (weights + F.logsigmoid(-t)).logsumexp(1) > logit
-            low, high = torch.where(above, low, middle), torch.where(above, middle, high)
-        x = (low + high) / 2
-        log_f, log_rest, log_density = self._mixture(x, weights, means, log_scales)
+        components = self._components(theta)
+        x = mixture_quantile(logit, *components)
+        log_f, log_rest, log_density = mixture_parts(x, *components)
         return x, s - log_density + log_f + log_rest

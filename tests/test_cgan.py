@@ -7,7 +7,7 @@ from test_matrix_gan import turns
 
 from genbook.core import GenbookError
 from genbook.data import Batches, Images
-from genbook.models.cgan import CGAN, CONFIGS, ClassNorm, JoinedGenerator, NormedGenerator, feature_matching
+from genbook.models.cgan import CGAN, CONFIGS, ClassNorm, JoinedGenerator, NormedGenerator, feature_matching, precision_recall_by_class
 from genbook.steps import Step
 from genbook.train import fit
 
@@ -86,6 +86,15 @@ def test_ways_to_give_a_label(config):
         assert torch.equal(model.decode(z, y.to(kind)), model.decode(z, y))
     between = model.decode(z, torch.full((4, 10), 0.1))
     assert between.isfinite().all() and not torch.equal(between, model.decode(z, y))
+
+
+@configs
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_shapes_of_other_images(config, shape):
+    "Samples, and a loss for each image, at other sizes and in colour, with three classes."
+    model, x, y = build(config, shape, classes=3), torch.rand(4, *shape, generator=generator()), torch.tensor([0, 1, 2, 2])
+    assert model.critic_loss(x, y).total.shape == model.generator_loss(x, y).total.shape == (4,)
+    assert model.eval().sample(4, y).shape == (4, *shape)
 
 
 def test_labels_are_drawn_uniformly_and_from_the_generator():
@@ -284,6 +293,11 @@ def test_mistakes_get_one_line(change, words):
     assert "\n" not in text and all(w in text for w in words), text
 
 
+def test_sizes_that_do_not_fit():
+    with pytest.raises(GenbookError, match="not 30x30"):
+        CGAN((1, 30, 30))
+
+
 @pytest.mark.gpu
 @configs
 def test_steps_run_as_a_graph(config):
@@ -296,3 +310,15 @@ def test_steps_run_as_a_graph(config):
         rows.append([r["train/critic"] for r in history.rows])
         assert step.model.sample(3, 4).shape == (3, 1, 8, 8)
     assert all(torch.tensor(r).isfinite().all() for r in rows)
+
+
+@pytest.mark.parametrize("most", [0, -1.0])
+def test_a_truncation_is_positive(most):
+    with pytest.raises(GenbookError, match=f"truncation: {most} is not"):
+        build("digits").sample(1, truncation=most)
+
+
+def test_a_class_needs_five_images():
+    x, y = torch.randn(20, 3), torch.arange(20) % 2
+    with pytest.raises(GenbookError, match="y: 2 samples or real images of class 0; at least 5 of each"):
+        precision_recall_by_class(x[:4], y[:4], x, y)

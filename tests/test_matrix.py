@@ -15,7 +15,7 @@ from torch import nn
 
 from genbook import create_model, list_models
 from genbook.core import GenbookError
-from genbook.lab.zoo import entries
+from genbook.lab.zoo import entries, takes
 
 MODELS = list_models()
 FAMILIES = {entries()[name].build: name for name in reversed(MODELS)}  # one model of each, for what all of a family share
@@ -56,9 +56,10 @@ def example(name):
     return build(name)
 
 
-def having(*methods):
-    "Parametrise over the models that have these methods at 8x8."
-    return pytest.mark.parametrize("name", [n for n in MODELS if all(hasattr(example(n), m) for m in methods)])
+def having(*methods, argument=None):
+    "Parametrise over the models that have these methods at 8x8, and take this argument."
+    names = [n for n in MODELS if all(hasattr(example(n), m) for m in methods)]
+    return pytest.mark.parametrize("name", [n for n in names if argument is None or argument in takes(entries()[n].build)])
 
 
 def one_line(error, *words):
@@ -90,7 +91,7 @@ def test_every_size_and_channel(name, size):
         shape = (c, size, size)
         model = build(name, shape)
         x = images(shape, n=2)
-        by_pixel = hasattr(model, "fill") and x[0].numel() > 64  # a pass for each pixel: small images show it
+        by_pixel = (hasattr(model, "fill") or hasattr(model, "noisy")) and x[0].numel() > 64  # in many passes: small images show it
         asked = {"reconstruct": x} | ({} if by_pixel else {"sample": 2})
         with torch.no_grad():
             terms = model.loss(x, it=torch.tensor(7))
@@ -113,7 +114,7 @@ def test_codes(name):
 
 
 @pytest.mark.parametrize("zdim", [1, 5])
-@having("encode", "reconstruct")  # a flow's code is as large as its image
+@having("encode", "reconstruct", argument="zdim")  # a flow's code is as large as its image, a ladder has a size for each level
 def test_latent_size_is_the_one_asked_for(name, zdim):
     assert build(name, zdim=zdim).encode(images()).shape == (5, zdim)
 
@@ -369,9 +370,10 @@ def test_samples_come_from_the_prior(name):
     From the same noise they are the same images; of a model that draws in another order, the same in mean."""
     model = randomise(build(name)).eval()
     middle = {"noise": False} if "noise" in signature(model.sample).parameters else {}  # as `decode`, where p(x|z) has noise too
+    label = (1,) if hasattr(model, "classes") else ()
     pair = lambda n, *seeds: [
-        model.decode(model.prior.sample(n, generator=generator(seeds[0]))),
-        model.sample(n, generator=generator(seeds[-1]), **middle),
+        model.decode(model.prior.sample(n, generator=generator(seeds[0])), *label),
+        model.sample(n, *label, generator=generator(seeds[-1]), **middle),
     ]
     with torch.no_grad():
         if torch.equal(*pair(20, 0)):
@@ -385,7 +387,7 @@ def test_samples_come_from_the_prior(name):
 
 
 @pytest.mark.parametrize("zdim", [0, -3, 1.5])
-@having("encode", "reconstruct")
+@having("encode", "reconstruct", argument="zdim")
 def test_latent_size_must_be_positive(name, zdim):
     with pytest.raises(GenbookError) as error:
         create_model(name, (1, 8, 8), zdim=zdim)

@@ -286,7 +286,7 @@ def test_every_number_of_the_reports_says_what_answers_it():
     found = claims.load_claims(ROOT)  # which refuses what it does not know
     assert {p.report for p in found.printed} == {*claims.REPORTS} == {c.report for c in found.concluded if not c.study}
     assert all(p.fault for p in found.printed) and all(p.right or p.value is not None for p in found.printed)
-    assert len(found.printed) == 52 and len({c.says for c in found.concluded if not c.study}) == 38
+    assert len(found.printed) == 54 and len({c.says for c in found.concluded if not c.study}) == 38
     assert all(experiments.load_experiments(ROOT)[p.experiment].notebook for p in found.printed)
 
 

@@ -22,16 +22,20 @@ from ..core import GenbookError, Parameter, check_choice, nearest
 FAMILIES = {
     "ae": ("genbook.models.ae", "AE"),
     "vae": ("genbook.models.vae", "VAE"),
+    "hierarchy": ("genbook.models.hierarchy", "HierarchicalVAE"),
     "realnvp": ("genbook.models.realnvp", "RealNVP"),
+    "tarflow": ("genbook.models.autoregressive_flows", "TarFlow"),
     "flow_vae": ("genbook.models.flow_vae", "FlowVAE"),
     "fvae": ("genbook.models.fvae", "FVAE"),
     "gan": ("genbook.models.gan", "GAN"),
     "wgan": ("genbook.models.wgan", "WGAN"),
     "cgan": ("genbook.models.cgan", "CGAN"),
+    "modern_gan": ("genbook.models.modern_gan", "ModernGAN"),
     "pixel": ("genbook.models.autoregressive", "Pixel"),
     "vqvae": ("genbook.models.vqvae", "VQVAE"),
     "diffusion": ("genbook.models.diffusion", "Diffusion"),
     "flow_matching": ("genbook.models.flow_matching", "FlowMatching"),
+    "latent": ("genbook.models.latent", "Latent"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELLED_NETS', 'CONFIGS', 'DEFAULTS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'NormedGenerator',
-           'LabelCritic', 'PlaneCritic', 'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic',
-           'ConditionalTerms', 'Labels', 'Labelled', 'CGAN']
+           'LabelCritic', 'PlaneCritic', 'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'Labels',
+           'Labelled', 'ConditionalTerms', 'CGAN', 'cut_normal', 'precision_recall_by_class']
 
 # %% ../../nbs/models/32_cgan.ipynb #0ca79668
 from math import prod
@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import GenbookError, check_choice
+from ..core import GenbookError, check_choice, check_number
 from ..devices import batch_mean
+from ..measure.distances import precision_recall
 from .gan import GAN, Critic, Net, fc_critic, stages
 from .wgan import HELD_NETS, Stabilised
 from ..nn import Tower, check_size, squash
@@ -50,10 +51,10 @@ class ClassNorm(nn.modules.batchnorm._BatchNorm):
         pass  # vectors and maps
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, ...) -> the same shape
-        scale, shift = ((self.labels @ t).view(*x.shape[:2], *[1] * (x.dim() - 2)) for t in (self.scale, self.shift))
-        return scale * super().forward(x) + shift
+        wide = (*x.shape[:2], *[1] * (x.dim() - 2))
+        return (self.labels @ self.scale).view(wide) * super().forward(x) + (self.labels @ self.shift).view(wide)
 
-
+# %% ../../nbs/models/32_cgan.ipynb #98e9227d
 class JoinedGenerator(nn.Module):
     "A generator whose noise has the label beside it (Mirza & Osindero 2014)."
 
@@ -123,7 +124,7 @@ class PlaneCritic(LabelCritic):
     def look(self, x: Tensor, w: Tensor) -> Tensor:
         return self.features(torch.cat([x, self.plane(w)], 1))
 
-
+# %% ../../nbs/models/32_cgan.ipynb #74abb4b9
 class ConcatCritic(LabelCritic):
     "The label is beside the pixels (Mirza & Osindero 2014)."
 
@@ -183,14 +184,6 @@ def s1_critic(
 
 LABELLED_NETS = HELD_NETS | dict(conv_s1=Net(s1_generator, s1_critic, 64))
 
-# %% ../../nbs/models/32_cgan.ipynb #9a6c0cb4
-class ConditionalTerms(NamedTuple):
-    "Terms of the generator's loss, (b,) or scalars."
-
-    total: Tensor  # minimised
-    fooled: Tensor  # D(G(z, y), y), after the critic's update
-    matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
-
 # %% ../../nbs/models/32_cgan.ipynb #e1ecf95e
 class Labels(GAN):
     "Labels on their way to a generator of `classes` classes: one for all, one each, weights of the classes, or none."
@@ -219,6 +212,20 @@ class Labels(GAN):
     def decode(self, z: Tensor, y: Tensor | int | None = None) -> Tensor:  # (b, zdim) -> (b, c, h, w) in [0, 1]
         w = self.weights(len(z), y)
         return squash(self.generator(z.to(w.dtype), w), "tanh")
+
+    @torch.no_grad()
+    def sample(
+        self,
+        n: int,
+        y: Tensor | int | None = None,  # labels: one for all, one each, or weights of the classes; None: drawn
+        *,
+        temperature: float = 1.0,  # scales the latent noise
+        truncation: float | None = None,  # the largest number of a code; None: no limit
+        generator: torch.Generator | None = None,
+    ) -> Tensor:  # (n, c, h, w)
+        "New images; raises `GenbookError` for labels that there are not and for a truncation that is not positive."
+        y, z = self.labels(n, y, generator), self.noise(n, generator)
+        return self.decode(temperature * (z if truncation is None else cut_normal(z, truncation)), y)
 
 # %% ../../nbs/models/32_cgan.ipynb #bd4433c2
 class Labelled(Labels):
@@ -261,19 +268,25 @@ class Labelled(Labels):
         return self.judge(self.look(x, y), y)
 
 # %% ../../nbs/models/32_cgan.ipynb #96451c3c
-CONDITIONINGS = {
-    "planes": lambda net, shape, classes, *a: PlaneCritic(net.critic((shape[0] + 1, *shape[1:]), *a), shape, classes),
-    "concat": lambda net, shape, classes, *a: ConcatCritic(*_parts(net, (prod(shape) + classes,), *a)),
-    "projection": lambda net, shape, classes, *a: ProjectionCritic(net.critic(shape, *a), shape, classes),
-}
+def _planes(net, shape, classes, width, dropout):
+    "A critic of images with a plane more."
+    return PlaneCritic(net.critic((shape[0] + 1, *shape[1:]), width, dropout), shape, classes)
 
 
-def _parts(net, shape, width, dropout):
-    "The features and the head of a critic of vectors."
+def _concat(net, shape, classes, width, dropout):
+    "A critic of pixels and labels in a row."
     if getattr(net.critic, "func", net.critic) is not fc_critic:
         raise GenbookError("conditioning: 'concat' needs fully connected networks (mlp, fc_s0, fc_s1); allowed here: planes, projection")
-    critic = net.critic(shape, width, dropout)
-    return critic.features, critic.head
+    critic = net.critic((prod(shape) + classes,), width, dropout)
+    return ConcatCritic(critic.features, critic.head)
+
+
+def _projection(net, shape, classes, width, dropout):
+    "A critic of images whose features meet the label."
+    return ProjectionCritic(net.critic(shape, width, dropout), shape, classes)
+
+
+CONDITIONINGS = {"planes": _planes, "concat": _concat, "projection": _projection}
 
 
 def _readable(t):
@@ -289,6 +302,14 @@ def _tensor(y, device):
         raise GenbookError(f"y: {type(y).__name__} is not a tensor of labels, or one label") from None
 
 # %% ../../nbs/models/32_cgan.ipynb #97dfe250
+class ConditionalTerms(NamedTuple):
+    "Terms of the generator's loss, (b,) or scalars."
+
+    total: Tensor  # minimised
+    fooled: Tensor  # D(G(z, y), y), after the critic's update
+    matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
+
+
 class CGAN(Stabilised, Labelled):
     "A conditional GAN of images in [0, 1] (Mirza & Osindero 2014; Miyato & Koyama 2018); arguments of `Stabilised`, `Labelled` and `GAN`."
 
@@ -331,8 +352,33 @@ CONFIGS = {
     "pd": dict(net="resnet", conditioning="projection", zdim=128, loss="hinge", spectral=True),
 }
 
-# %% ../../nbs/models/32_cgan.ipynb #942df368
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {"steps": 300, "batch_size": 64, "lr": 1e-3, "beta1": 0.5, "schedule": "constant", "ema": 0.99, "every": 75},
     "measure": {"samples": 360, "draws": 3, "per_class": 100},
 }
+
+# %% ../../nbs/models/32_cgan.ipynb #2d48c636
+def cut_normal(
+    z: Tensor,  # standard normal numbers, (...)
+    most: float,  # t, the largest that may come out
+) -> Tensor:  # (...)
+    "Normal numbers cut off at -t and t, by a map of uncut ones that grows (Brock et al. 2019, section 3.1). Raises `GenbookError`."
+    check_number("truncation", most)
+    inside = torch.erf(torch.tensor(most / 2**0.5, dtype=torch.float64)) * torch.erf(z.double() / 2**0.5)  # 2 F(z) - 1 of the cut one
+    return (2**0.5 * torch.erfinv(inside)).clamp(-most, most).to(z.dtype)
+
+# %% ../../nbs/models/32_cgan.ipynb #b49de5fa
+def precision_recall_by_class(
+    samples: Tensor,  # features of samples, (n, f)
+    y: Tensor,  # classes that were asked for, (n,)
+    real: Tensor,  # features of real images, (m, f)
+    y_real: Tensor,  # their classes, (m,)
+) -> Tensor:  # (classes, 2)
+    "Precision and recall within each class, as many samples as real images (Kynkäänniemi et al. 2019, equation 1, a class at a time)."
+    rows = []
+    for c in y_real.unique():
+        a, b = samples[y == c], real[y_real == c]
+        if (n := min(len(a), len(b))) < 5:
+            raise GenbookError(f"y: {n} samples or real images of class {int(c)}; at least 5 of each are needed")
+        rows.append([m.value for m in precision_recall(a[:n], b[:n])])
+    return torch.tensor(rows, dtype=torch.float64)
