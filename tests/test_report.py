@@ -99,8 +99,9 @@ def project(root):
 
 
 def read(folder):
-    "Pages by name, e.g. models/10_one, without the style sheets of nbconvert."
-    found = {p.relative_to(folder).with_suffix("").as_posix(): p.read_text(encoding="utf-8") for p in folder.rglob("*.html")}
+    "Pages by name, e.g. models/10_one, without the style sheets of nbconvert and without the page that searches."
+    paths = [p for p in folder.rglob("*.html") if p.name != "find.html"]
+    found = {p.relative_to(folder).with_suffix("").as_posix(): p.read_text(encoding="utf-8") for p in paths}
     return {name: re.sub(r"<style.*?</style>", "", page, flags=re.S) for name, page in found.items()}
 
 
@@ -206,6 +207,40 @@ def test_notebooks_for_jupyterlab_have_numbers_and_names(tmp_path):
     assert "`$x$` is code" in text and "# {#eq-not}" in text and "## What holds\n" in text
 
 
+def test_pages_and_notebooks_lead_to_the_module(tmp_path):
+    "A chapter that exports a module has it beside its notebook; one that does not has no such link."
+    (tmp_path / "genbook/models").mkdir(parents=True)
+    (tmp_path / "genbook/models/one.py").write_text("def bound(x): ...\n")
+    found = built(tmp_path, project(tmp_path))
+    assert '<a href="../notebooks/genbook/models/one.py">Its module, genbook.models.one</a>' in found["models/10_one"]
+    assert "Its module" not in found["models/20_two"]
+    assert (tmp_path / "_report/notebooks/genbook/models/one.py").read_text() == "def bound(x): ...\n"
+    nb = nbformat.read(tmp_path / "_report/notebooks/models/10_one.ipynb", 4)
+    assert "[`genbook.models.one`](../genbook/models/one.py)" in nb.cells[0].source
+
+
+def test_the_contents_have_the_numbers_of_the_chapters(pages):
+    text = Outline(pages["index"]).text
+    assert "1. One" in text and "2. Two" in text and "3." not in text
+
+
+def test_the_book_can_be_searched_from_disk(tmp_path):
+    "Every page leads to the search; a definition comes before a section that mentions it, words and names of sections are found."
+    found = built(tmp_path, project(tmp_path))
+    assert all(f'href="{"../" * name.count("/")}find.html"' in page for name, page in found.items())
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if not chromium:
+        pytest.skip("needs a browser: chromium or google-chrome")
+    for words, first in (("bound", "models/10_one.html#"), ("smaller heading", "models/10_one.html#a-smaller-heading"), ("nowhere", None)):
+        address = f"{(tmp_path / '_report/find.html').as_uri()}#{words}"
+        settings = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'browser'}", "--dump-dom"]
+        page = subprocess.run([chromium, *settings, address], capture_output=True, text=True, timeout=120).stdout
+        hits = re.findall(r'<li><a href="([^"]*)">([^<]*)</a> \(([^)]*)\)', page)
+        assert "found</p>" in page and bool(hits) == bool(first), page[-500:]
+        if first:
+            assert hits[0][0].startswith(first) and (words != "bound" or hits[0][1:] == ("bound", "definition, One"))
+
+
 def test_the_code_of_the_pdf_is_what_is_read(tmp_path):
     one, _ = staging.stage(project(tmp_path), tmp_path / "report")
     editions.for_readers(one)
@@ -240,6 +275,8 @@ def check_links(outlines):
             place = os.path.normpath(Path(name).parent / target).removesuffix(".html") if target else name
             if place.startswith("notebooks/"):
                 place = place.removeprefix("notebooks/").removesuffix(".ipynb")
+            if place == "find" or place.endswith(".py"):  # no page of the book
+                continue
             assert place in outlines and (not anchor or anchor in outlines[place].ids), (name, link)
             seen += 1
     return seen
@@ -427,7 +464,7 @@ def test_quarto_sees_what_it_renders_and_no_runs(tmp_path, monkeypatch):
     seen = page.read_text().split()
     assert page == root / "_report/index.html" and {"_quarto.yml", "index.qmd", "nbs", "report", "nbs/shared.yml"} <= set(seen)
     assert not [f for f in seen if f == "runs" or f.endswith(".ipynb")]
-    assert sorted(p.name for p in (root / "_report").iterdir()) == ["genbook.pdf", "index.html", "notebooks"]
+    assert sorted(p.name for p in (root / "_report").iterdir()) == ["find.html", "genbook.pdf", "index.html", "notebooks"]
 
 
 @pytest.mark.skipif(not report._quarto(), reason="no Quarto here: see quarto.org")

@@ -23,12 +23,12 @@ from pathlib import Path
 from ..core import project_root, write_atomic
 from .editions import checks, for_readers, notation, preface
 from .markup import authors, bibliography, numbers, prepare
+from .search import write_search
 from .staging import SPANS, in_order, part_of, stage
 
 # %% ../../nbs/lab/25_report.ipynb #0a8daa2b
 QUARTO_HINT = (
-    "These are plain pages. For the book with search and a PDF, "
-    "get Quarto (https://quarto.org, or pip install quarto-cli) and run make report again."
+    "These are plain pages. For the book with a PDF, get Quarto (https://quarto.org, or pip install quarto-cli) and run make report again."
 )
 
 
@@ -90,6 +90,19 @@ def _focusable(page):
     return re.sub(r"<table\b", lambda m: frame.format(next(count)) + m[0], page).replace("</table>", "</table></div>")
 
 
+def _anchored(page):
+    "Headings with ids of their words, so that a link can lead to them."
+    taken = set(re.findall(r' id="([^"]*)"', page))
+
+    def heading(m):
+        words = re.sub(r"\W+", "-", html.unescape(re.sub(r"<[^>]*>", "", m[2])).lower()).strip("-") or "section"
+        name = next(n for n in (words, *(f"{words}-{i}" for i in range(2, len(page)))) if n not in taken)
+        taken.add(name)
+        return f'<h{m[1]} id="{name}">{m[2]}</h{m[1]}>'
+
+    return re.sub(r"<h([1-4])>(.*?)</h\1>", heading, page, flags=re.S)
+
+
 def _markdown(source):
     import nbformat
 
@@ -123,13 +136,31 @@ def _appendix(root):
     return {name: path.read_text(encoding="utf-8") for name, path in texts.items() if path.is_file() and path.read_text(encoding="utf-8")}
 
 
+def _number(nb):
+    "The number of a chapter as it is written before its title; other pages have none."
+    return f"{nb.metadata['chapter']}\\. " if "chapter" in nb.metadata else ""
+
+
 def _title_of(nb):
     return re.search(r"^# (.+?) *(?:\{.*)?$", nb.cells[0].source, re.M)[1]
 
+# %% ../../nbs/lab/25_report.ipynb #11af677c
+def _module(root, name):
+    "The module that a staged chapter exports, such as genbook/models/vae.py; None where there is none."
+    path = root / f"report/{name}.ipynb"
+    module = json.loads(path.read_text(encoding="utf-8"))["metadata"].get("module") if path.is_file() else None
+    return module if module and (root / module).is_file() else None
 
-def _notebook_link(name, depth):
+
+def _ways(root, name, depth):
+    "Links of a page: to the search, and of a chapter to its notebook and its module."
     up = "../" * depth
-    return f'<a href="{up}notebooks/{name}.ipynb" download>This chapter as a notebook</a>'
+    links = [f'<a href="{up}find.html">Search</a>']
+    if (root / f"report/{name}.ipynb").is_file():
+        links.append(f'<a href="{up}notebooks/{name}.ipynb" download>This chapter as a notebook</a>')
+    if module := _module(root, name):
+        links.append(f'<a href="{up}notebooks/{module}">Its module, {module.removesuffix(".py").replace("/", ".")}</a>')
+    return " · ".join(links)
 
 # %% ../../nbs/lab/25_report.ipynb #cdb762ab
 def plain(
@@ -147,7 +178,7 @@ def plain(
     pages |= {name: _markdown(text) for name, text in _appendix(root).items()}
     lines = [front, f"{QUARTO_HINT}\n\n## Contents\n"]
     for part, names in groupby(pages, lambda name: BESIDE.get(name) or part_of(name)):
-        lines += [f"- {part}", *(f"  - [{_title_of(pages[name])}]({name}.html)" for name in names)]
+        lines += [f"- {part}", *(f"  - {_number(pages[name])}[{_title_of(pages[name])}]({name}.html)" for name in names)]
     pages = {"index": _markdown("\n".join(lines))} | pages
     options = {"exclude_input_prompt": True, "exclude_output_prompt": True, "exclude_anchor_links": True}
     exporter = HTMLExporter(template_file="plain.j2", extra_loaders=[DictLoader({"plain.j2": TEMPLATE})], **options)
@@ -156,13 +187,14 @@ def plain(
     for before, (name, nb), after in zip([None, *pages], pages.items(), [*list(pages)[1:], None], strict=False):
         up, ways = "../" * name.count("/"), {"Previous": before, "Contents": "index", "Next": after}
         links = " · ".join(f'<a href="{up}{to}.html">{word}</a>' for word, to in ways.items() if to)
-        links += f" · {_notebook_link(name, name.count('/'))}" if (root / f"report/{name}.ipynb").is_file() else ""
+        links += f" · {_ways(root, name, name.count('/'))}"
         nb.metadata |= {"title": _title_of(nb), "turn": f"<nav>{links}</nav>", "language_info": {"name": "ipython3"}}
         kept = prepare(nb, bib)
-        page = _focusable(exporter.from_notebook_node(nb)[0])
+        page = _anchored(_focusable(exporter.from_notebook_node(nb)[0]))
         write_atomic(
             out / f"{name}.html", re.sub("\ue000(\\d+)\ue001", lambda m, kept=kept: kept[int(m[1])] if int(m[1]) < len(kept) else "", page)
         )
+    write_search(out)
     return out / "index.html"
 
 # %% ../../nbs/lab/25_report.ipynb #40c19c3b
@@ -236,11 +268,11 @@ def _run_quarto(quarto, root, to, copy, log):
 
 # %% ../../nbs/lab/25_report.ipynb #e452cd82
 def _finished(path, folder):
-    "A page of Quarto with a link to its notebook; links to the next page without a name that leaves out the number that is seen."
+    "A page of Quarto with the links of `_ways`; links to the next page without a name that leaves out the number that is seen."
     text = re.sub(r'(class="pagination-link") aria-label="[^"]*"', r"\1", path.read_text(encoding="utf-8"))
     name = path.relative_to(folder).with_suffix("").as_posix().removeprefix("report/")
-    if (folder.parent / f"report/{name}.ipynb").is_file():
-        text = re.sub(r'(<main\b[^>]*id="quarto-document-content"[^>]*>)', rf"\1<p>{_notebook_link(name, 2)}</p>", text, count=1)
+    ways = _ways(folder.parent, name, path.relative_to(folder).as_posix().count("/"))
+    text = re.sub(r'(<main\b[^>]*id="quarto-document-content"[^>]*>)', rf"\1<p>{ways}</p>", text, count=1)
     path.write_text(text, encoding="utf-8")
 
 # %% ../../nbs/lab/25_report.ipynb #16cfbb5e
@@ -273,6 +305,10 @@ def notebooks(
         for c in (c for c in nb.cells if c.cell_type == "markdown"):
             plain = re.sub(r"^```\{=html\}\n.*?^```\n", "", c.source, flags=re.M | re.S)  # marks of the pages
             c.source = SPANS.sub(said, re.sub(r"^(#+ .+?) *\{[^{}]*\} *$|^:::.*$", r"\1", plain, flags=re.M))
+        if module := _module(Path(root), name):
+            words = f"`{module.removesuffix('.py').replace('/', '.')}`"
+            nb.cells[0].source += f"\n\nThis chapter is the source of [{words}]({'../' * name.count('/')}{module})."
+            write_atomic(Path(root, "_report/notebooks", module), Path(root, module).read_text(encoding="utf-8"))
         written.append(write_atomic(Path(root, "_report/notebooks", f"{name}.ipynb"), nbformat.writes(nb)))
     return written
 
@@ -303,6 +339,7 @@ def render(
             page = Path(shutil.move(made.parent, root / "_report")) / made.name
             for path in page.parent.rglob("*.html"):
                 _finished(path, page.parent)
+            write_search(page.parent)
         else:
             page = plain(root)
         if pdf and (made := pdf.result()):

@@ -288,10 +288,13 @@ def stage(
     for name in in_order(found):
         nb = nbformat.read(found[name], 4)
         _check_whole(nb, found[name])
+        module = next((m[1] for c in nb.cells if (m := re.match(r"#\| *default_exp +([\w.]+)", c.source))), None)
         _injected(nb)
         nb = nbformat.from_dict(NBProcessor(nb=nb, procs=[hide_, rm_header_dash], process=True).nb)
         _title(nb, "sec-" + re.sub(r".*/(\d\d_)?", "", name).replace("_", "-"))
         ready[name] = _clean(nb)
+        if module:
+            ready[name].metadata["module"] = f"genbook/{module.replace('.', '/')}.py"
         prose = [c for c in ready[name].cells if c.cell_type == "markdown"]
         for c in prose:
             c.source = _links(c.source, name, found)
