@@ -17,12 +17,9 @@ help: ## this list
 report: .venv/.quarto ## every chapter executed on the embedded digits, as a book
 	@"$(BIN)/genbook" report
 
-test: $(READY) ## lint; beside each other every notebook executed once, and every test but those marked gpu or slow
+test: $(READY) ## lint; every notebook executed once, and every test but those marked gpu or slow
 	@ruff check . && ruff format --check .
-	@out=$$(mktemp -d); trap 'exit 130' INT TERM; trap 'kill $$books 2>/dev/null; rm -rf "$$out"' EXIT; \
-	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --timing >"$$out/notebooks" 2>&1 & books=$$!; \
-	{ "$(BIN)/pytest" -n 2 --dist worksteal -m "not gpu and not slow" || touch "$$out/failed"; } | tee "$$out/tests"; \
-	wait $$books || touch "$$out/failed"; cat "$$out/notebooks"; tail -n 1 "$$out/tests"; test ! -e "$$out/failed"
+	@OMP_NUM_THREADS=1 "$(BIN)/pytest" -n 2 --dist worksteal -m "not gpu and not slow"
 
 check: $(READY) ## the fast half: lint, and the rules of the repository (clean, exported, paired, typed, ...)
 	@ruff check . && ruff format --check .

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'AGREED', 'GenbookError', 'nearest', 'check_choice', 'check_number', 'project_root', 'assets', 'folder_of',
-           'write_atomic', 'seed_everything', 'process_rank', 'device', 'Metric', 'register_metric', 'metric',
-           'Declared', 'Parameter', 'assert_close']
+           'writing', 'write_atomic', 'seed_everything', 'process_rank', 'device', 'Metric', 'register_metric',
+           'metric', 'Declared', 'Parameter', 'assert_close']
 
 # %% ../nbs/00_core.ipynb #76247f17
 import math
@@ -14,7 +14,8 @@ import random
 import re
 import tempfile
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from numbers import Real
@@ -97,6 +98,18 @@ def folder_of(
     return Path(path).expanduser(), kind != "folder"
 
 
+@contextmanager
+def writing(
+    path: str | os.PathLike,  # what is being written
+) -> Iterator[None]:
+    "Give an `OSError` this path: that of a full disk is raised by `write`, which names none."
+    try:
+        yield
+    except OSError as e:
+        e.filename = str(path)
+        raise
+
+
 def write_atomic(
     path: str | os.PathLike,  # the file to write
     data: bytes | str,  # its whole content
@@ -106,7 +119,7 @@ def write_atomic(
     path.parent.mkdir(parents=True, exist_ok=True)
     tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(tmp, "wb") as f:
+        with writing(path), open(tmp, "wb") as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .core import GenbookError, write_atomic
+from .core import GenbookError, write_atomic, writing
 
 # %% ../nbs/10_history.ipynb #43b234fb
 def _cut(path, name, step):
@@ -99,17 +99,20 @@ class History(Rows):
         row = {"fit": self.name, "step": step, "of": self.steps, "time": round(self.seconds, 3)} | values
         self.rows.append(row)
         if self.path is not None:
-            with open(self.path, "a") as f:
+            with writing(self.path), open(self.path, "a") as f:
                 f.write(json.dumps(row) + "\n")
-        for k, v in values.items() if self._writer is not None else ():
-            self._writer.add_scalar(k, v, step)
+        if self._writer is not None:
+            with writing(self._writer.log_dir):
+                for k, v in values.items():
+                    self._writer.add_scalar(k, v, step)
         if self._log is not None:
             self._log(step, values)
 
     def close(self) -> None:
         "Close TensorBoard's file."
         if self._writer is not None:
-            self._writer.close()
+            with writing(self._writer.log_dir):
+                self._writer.close()
 
 # %% ../nbs/10_history.ipynb #09b05de8
 class EarlyStopping:

@@ -17,7 +17,7 @@ from .bijections import Affine, Bijection, Compose
 
 # %% ../nbs/13_image_flows.ipynb #0e389b7d
 class ToLogit(Bijection):
-    "log(w / (1-w)) with w = alpha/2 + (1-alpha) v, from [0, 1] to the line (Dinh et al. 2017, section 4.1)."
+    "log(w / (1-w)) with w = alpha/2 + (1-alpha) v, from [0, 1] to the line (after Dinh et al. 2017, section 4.1, who move one end)."
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class ChannelNorm(nn.Module):
 
 
 class GatedBlock(nn.Module):
-    "x + features * sigmoid(gate), both from a convolution of 3x3 and one of 1x1 (Oord et al. 2016; Ho et al. 2019)."
+    "x + features * sigmoid(gate), both from a convolution of 3x3 and one of 1x1 (Salimans et al. 2017; Ho et al. 2019)."
 
     def __init__(
         self,
@@ -208,7 +208,7 @@ class Uniform(nn.Module):
 
 
 class Variational(nn.Module):
-    "Noise u = sigmoid(f(eps; x)) with eps logistic, so that the identity f is uniform noise (Ho et al. 2019, section 3.1)."
+    "Noise u = sigmoid(f(eps; x)) with eps logistic, so that the identity f is uniform noise (after Ho et al. 2019, section 3.1)."
 
     def __init__(
         self,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ACTIVATIONS', 'TOWERS', 'check_size', 'check_image_shape', 'activation', 'squash', 'Tower', 'layers', 'n_parameters',
-           'he_init', 'mlp', 'ResBlock', 'encoder', 'decoder']
+           'he_init', 'mlp', 'ResBlock', 'group_norm', 'Attention', 'encoder', 'decoder']
 
 # %% ../nbs/05_nn.ipynb #f39ac5f5
 import math
@@ -101,7 +101,7 @@ def n_parameters(
 def he_init(
     module: nn.Module,  # a network; its convolutions are followed by rectifiers or the like, its linear layers are not
 ) -> None:
-    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers with n inputs a unit, biases 0 (He et al. 2015, equation 10)."
+    "Weights from N(0, 2/n) in convolutions and N(0, 1/n) in linear layers of n inputs, biases 0 (He et al. 2015, equation 10, of the former)."
     for m in layers(module):
         if isinstance(m, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
             n, gain = m.weight[0].numel(), 1.0 if isinstance(m, nn.Linear) else 2.0
@@ -220,7 +220,7 @@ def _batchnorm_decoder(shape, zdim, width, depth, act):
 
 # %% ../nbs/05_nn.ipynb #f3e83a01
 class ResBlock(nn.Module):
-    "A pre-activation residual block that can halve or double the image (He et al. 2016, Identity mappings in deep residual networks)."
+    "A pre-activation residual block that can halve or double the image (He et al. 2016)."
 
     def __init__(
         self,
@@ -272,6 +272,38 @@ def _resnet_decoder(shape, zdim, width, depth, act):
     for c_in, c_out in zip(widths[::-1], [*widths[-2::-1], width], strict=True):
         out += [*(ResBlock(c_in, c_in, act) for _ in range(depth - 1)), ResBlock(c_in, c_out, act, "up")]
     return [*out, _norm(width), activation(act), nn.Conv2d(width, shape[0], 3, padding=1)]
+
+# %% ../nbs/05_nn.ipynb #b11c820b
+def group_norm(
+    c: int,  # channels
+) -> nn.GroupNorm:
+    "A normalisation over groups of four channels or more."
+    return nn.GroupNorm(math.gcd(c, max(1, c // 4)), c)
+
+
+class Attention(nn.Module):
+    "Every place of a feature map looks at all of them; the gain begins at 0 (Zhang et al. 2019, equations 1 to 3; Vaswani et al. 2017)."
+
+    def __init__(
+        self,
+        c: int,  # channels
+        heads: int = 1,  # each of inner / heads channels
+        *,
+        inner: int | None = None,  # channels of queries, keys and values; None: c. Zhang et al. have c // 8
+        norm: bool = True,  # a norm over groups of channels comes before
+    ):
+        super().__init__()
+        inner = check_size("c", c) if inner is None else check_size("inner", inner)
+        if inner % check_size("heads", heads):
+            raise GenbookError(f"heads: {heads} do not divide {inner} channels")
+        self.heads, self.norm = heads, group_norm(c) if norm else nn.Identity()
+        self.qkv, self.out = nn.Conv2d(c, 3 * inner, 1), nn.Conv2d(inner, c, 1)
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:  # (b, c, h, w) -> the same
+        q, k, v = self.qkv(self.norm(x)).flatten(2).unflatten(1, (3, self.heads, -1)).mT.unbind(1)  # each (b, heads, h*w, inner / heads)
+        seen = nn.functional.scaled_dot_product_attention(q, k, v).mT.flatten(1, 2).unflatten(2, x.shape[2:])
+        return x + self.gain * self.out(seen)
 
 # %% ../nbs/05_nn.ipynb #7929dd0c
 TOWERS = {

@@ -43,7 +43,7 @@ def one_cycle(
     start: float = 1 / 25,  # first factor
     end: float = 1e-4,  # last factor
 ) -> Callable[[Tensor], Tensor]:  # it -> factor
-    "Half a cosine up from `start` to 1 and another down to `end` (Smith & Topin 2018)."
+    "Up from `start` to 1 and down to `end` (Smith & Topin 2019, who take straight lines), here along half a cosine each."
     top = max(rise * total, 1)
 
     def factor(it):
@@ -151,7 +151,7 @@ class KLWeight(nn.Module):
 
 
 class RampWeight(KLWeight):
-    "Annealing: from 0 up to `beta` over `steps` iterations (Bowman et al. 2016)."
+    "Warm-up: on a line from 0 to `beta` in `steps` iterations (Sønderby et al. 2016; Bowman et al. 2016 take a sigmoid)."
 
     def __init__(self, steps: int = 10_000, beta: float = 1.0):
         super().__init__(beta)
@@ -162,7 +162,7 @@ class RampWeight(KLWeight):
 
 
 class CyclicalWeight(KLWeight):
-    "In each period the weight rises from 0 to `beta` over the first `ramp` of it, then stays (Fu et al. 2019, equation 6)."
+    "In each period the weight rises from 0 to `beta` over the first `ramp` of it, then stays (Fu et al. 2019)."
 
     def __init__(self, period: int = 10_000, ramp: float = 0.5, beta: float = 1.0):
         super().__init__(beta)
@@ -187,7 +187,7 @@ class CosineCyclicalWeight(KLWeight):
 class AdaptiveWeight(KLWeight):
     """A controller that holds the KL divergence at `target` nats by moving the weight between `low` and `beta`.
 
-    Non-linear PI control of ControlVAE (Shao et al. 2020, equation 8): error `e = target - KL`, weight `kp/(1 + exp(e)) - ki*sum(e) + low`,
+    Non-linear PI control of ControlVAE (Shao et al. 2020): error `e = target - KL`, weight `kp/(1 + exp(e)) - ki*sum(e) + low`,
     the sum frozen where the weight is at a limit.
     """
 

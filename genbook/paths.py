@@ -146,7 +146,7 @@ class Exploding(Path):
         return torch.zeros_like(t), math.log(self.high / self.low) * self.sigma(t)
 
     def ruler(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        "The noise: measured by it, the way of an image whose data are known is straight (Karras et al. 2022, equation 4)."
+        "The noise: measured by it, the way of an image whose data are known is straight (Karras et al. 2022, section 3)."
         return self.sigma(t), self.rates(t)[1]
 
     def time(self, log_ratio: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ def fit(
             _show(bar, it, values)
             if it % every == 0 or it == steps:
                 stopped = _validate(step, batches, it, history, valid, look, stop)
-                _save(path, step, batches, stop, it, history)
+                _save(path, step, batches, stop, it, history, run)
                 if stopped:
                     break
             began.start()
@@ -259,6 +259,8 @@ def _begin(step, batches, stop, run, name, steps, log):
     if run is not None:
         run.resumed[name] = it
         run.history[name] = history
+        if state and "spent" in state:
+            run.spent = max(run.spent, tuple(state["spent"]))
     step.history = history
     return it, history, path
 
@@ -334,12 +336,12 @@ def _validate(step, batches, it, history, valid, look, stop):
     return stop is not None and stop.observe(it, row, step)
 
 
-def _save(path, step, batches, stop, it, history):
-    "Write the checkpoint, if the run has a folder for it: the first process does."
+def _save(path, step, batches, stop, it, history, run):
+    "Write the checkpoint, if the run has a folder for it: the first process does, with the time that the run has taken."
     if path is not None:
         state = _state(step, batches, stop, it, history)
         if process_rank()[0] == 0:
-            save_checkpoint(path, state)
+            save_checkpoint(path, state | ({"spent": run.time()} if hasattr(run, "time") else {}))
 
 
 def _state(step, batches, stop, it, history):

@@ -5,6 +5,7 @@ import shutil
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported: results do not depend on the machine's cores
 
+import fcntl
 import random
 from pathlib import Path
 
@@ -40,13 +41,36 @@ def root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def book(tmp_path_factory, root) -> Path:
+def once(tmp_path_factory):
+    "`once(name, make)` is a folder that all workers share: one of them calls `make(folder)`, the others wait."
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+
+    def folder(name, make):
+        place, done = shared / name, shared / f"{name}.done"
+        with open(shared / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                place.mkdir()
+                make(place)
+                done.touch()
+        return place
+
+    return folder
+
+
+@pytest.fixture(scope="session")
+def book(once, root) -> Path:
     "The folder of the plain book: every chapter of the repository with the outputs that its source keeps, as if just executed."
+    return once("book", lambda project: bound(project, root)) / "_report"
+
+
+def bound(project: Path, root: Path) -> None:
+    "The plain book as a project, with its pages in `_report`."
     import nbformat
 
     from genbook.lab import editions, report, staging
 
-    project = tmp_path_factory.mktemp("book")
     executed = []
     for path in report.chapters(root):
         nb, copy = nbformat.read(path, 4), project / "runs" / path.relative_to(root / "nbs")
@@ -61,6 +85,5 @@ def book(tmp_path_factory, root) -> Path:
     staging.stage(executed, project / "report")
     for name, text in {"run": editions.preface(executed), "checks": editions.checks(project / "report")}.items():
         (project / f"report/_{name}.md").write_text(text, encoding="utf-8")
-    folder = report.plain(project).parent
+    report.plain(project)
     report.notebooks(project)
-    return folder

@@ -11,6 +11,7 @@ import re
 import runpy
 import sys
 import tokenize
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -503,7 +504,6 @@ def documented(book):
 
 NOT_YET_EDITED = (  # chapters that are not lessons yet: without reports and summary, their results printed as dicts
     "models/23_fvae",
-    "models/32_cgan",
 )
 SECTIONS = [  # of a chapter, after title, goals and the first picture
     ("the idea", r"idea"),
@@ -612,6 +612,49 @@ def references_resolve(book):
             for name in re.findall(r"@((?:eq|fig|sec|tbl)-[a-z0-9-]*[a-z0-9])", _prose(c)):
                 if name not in labels:
                     yield f"{c}: there is no {name} in this notebook; name the chapter instead"
+
+
+NAME = r"(?:van den |Van den )?[A-ZÀ-Ž][\w-]+"
+CITATION = re.compile(  # "Burda et al. 2016", "Miyato & Koyama (2018)", "Welch's (1947)", "(Nowozin 2018"
+    rf"({NAME})(?:,? et al\.|(?:, {NAME})* (?:&|and) {NAME}) \(?((?:19|20)\d\d)\b"
+    rf"|({NAME})(?:['’]s)? \(((?:19|20)\d\d)\)|\(({NAME}) ((?:19|20)\d\d)\b"
+)
+
+
+def _bibliography(book):  # key -> (family name of the first author, year)
+    path = book.root / "nbs" / "refs.bib"
+    entries = re.findall(r"(?ms)^@\w+\{([^,\s]+),\n(.*?)^\}", path.read_text(encoding="utf-8") if path.is_file() else "")
+    field = lambda name, body: re.search(rf"(?m)^\s*{name}\s*=\s*\{{(.*)\}},?\s*$", body)[1]
+    return {key: (field("author", body).partition(",")[0], field("year", body)) for key, body in entries}
+
+
+@rule
+def citations_resolve(book):
+    """Whoever is named with a year is in refs.bib and is cited as a @key in the same notebook; each entry of refs.bib is cited, and its key is
+    its first author's family name and its year."""
+    entries, plain, used = _bibliography(book), lambda text: re.sub(r"[^a-z]", "", _ascii(text).lower()), set()
+    for key, (family, year) in entries.items():
+        name, of = re.match("([a-z]*)(\\d*)", key).groups()
+        if not (name and (plain(family).startswith(name) or plain(family).endswith(name)) and of == year):
+            yield f"refs.bib: {key} is by {family}, {year}"
+    for n in book.notebooks:
+        keys = {key for c in n.markdown for key in re.findall(r"@([a-z]+\d{4}[a-z]*)", _prose(c))}
+        used |= keys
+        yield from (f"{n.name}: no {key} in refs.bib" for key in sorted(keys - {*entries}))
+        for c in n.cells:
+            for m in CITATION.finditer(c.source if c.exported or c.kind == "markdown" else ""):
+                family, year = (next(filter(None, m.groups()[i::2])) for i in (0, 1))
+                meant = {key for key, (f, y) in entries.items() if y == year and plain(f).endswith(plain(family))}
+                if not meant:
+                    yield f"{c}: {m[0]} is not in refs.bib"
+                elif not meant & keys:
+                    yield f"{c}: {m[0]} is not listed; cite {' or '.join(sorted(meant))} among the references of {n.name}"
+    yield from (f"refs.bib: nobody cites {key}" for key in sorted({*entries} - used))
+
+
+def _ascii(text):  # letters without accents: é and {\'e} are e, ø is o
+    text = re.sub(r"\{?\\[^a-z]?\{?([A-Za-z])\}*", r"\1", text).replace("ø", "o").replace("ł", "l")
+    return unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
 
 
 def _labels(cells):

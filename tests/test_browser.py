@@ -122,9 +122,11 @@ def test_a_notebook_runs_in_jupyterlab_and_its_slider_moves_the_picture(name, ro
 # ---- pages
 
 
-def follow(folder):
-    "Open every page that index.html leads to: what is wrong on it, which of its links go nowhere; and how many links there are."
-    base, todo, links, places = folder.resolve().as_uri(), [(folder / "index.html").resolve().as_uri()], {}, {}
+def follow(folder, look=lambda page: None):
+    """Open every page that is there or that a link leads to: what is wrong on it, which of its links go nowhere; how many links there
+    are; and what `look` says of each."""
+    base, links, places, said = folder.resolve().as_uri(), {}, {}, {}
+    todo = [p.resolve().as_uri() for p in folder.rglob("*.html")]
     with opened() as (page, wrong):
         while todo:
             url = todo.pop()
@@ -132,33 +134,31 @@ def follow(folder):
             hrefs = page.eval_on_selector_all("a[href]", "links => links.map(a => a.href)")
             links[url] = {urldefrag(h) for h in hrefs if h.startswith(base)}
             places[url] = {"", "top", *page.eval_on_selector_all("[id]", "marked => marked.map(e => e.id)")}
+            said[url] = look(page)
             todo += {target for target, _ in links[url] if target.endswith(".html")} - set(links) - set(todo)
     for url, found in links.items():
         for target, place in found:
             if target not in links and not Path(unquote(urlparse(target).path)).exists() or unquote(place) not in places.get(target, {""}):
                 wrong.append(f"{url}: {target}#{place}: no such place")
-    return wrong, sum(map(len, links.values()))
+    return wrong, sum(map(len, links.values())), said
 
 
-def test_the_plain_pages_have_no_broken_link_and_no_error(book):
-    wrong, links = follow(book)
-    assert not wrong and links > 300, (wrong[:10], links)
-
-
-def test_formulas_fit_into_their_column(book):
+def formulas(page):
+    "How many displayed formulas a page has, and which are wider than their column."
     wide = "all => all.filter(e => e.scrollWidth > e.clientWidth + 2).map(e => e.closest('[id]').id)"
-    with opened() as (page, _):
-        seen = {}
-        for path in sorted(book.rglob("*.html")):
-            page.goto(path.as_uri())
-            seen[path.stem] = page.locator("math[display=block]").count(), page.eval_on_selector_all("math[display=block]", wide)
+    return page.locator("math[display=block]").count(), page.eval_on_selector_all("math[display=block]", wide)
+
+
+def test_the_plain_pages_have_no_broken_link_and_no_error_and_formulas_fit(book):
+    wrong, links, seen = follow(book, formulas)
+    assert not wrong and links > 300, (wrong[:10], links)
     assert sum(n for n, _ in seen.values()) > 100 and not any(found for _, found in seen.values()), seen
 
 
 def test_a_broken_link_and_an_error_are_seen(tmp_path):
     (tmp_path / "index.html").write_text('<a href="two.html#here">two</a> <a href="#there">there</a> <script>missing()</script>')
     (tmp_path / "two.html").write_text('<h1 id="here">Two</h1> <img src="none.png"> <a href="index.html">back</a>')
-    wrong, links = follow(tmp_path)
+    wrong, links, _ = follow(tmp_path)
     assert links == 3 and all(any(word in line for line in wrong) for word in ("#there", "missing", "none.png")), wrong
     assert not any("#here: no such place" in line for line in wrong)
 
@@ -169,5 +169,5 @@ def test_the_pages_that_were_made_here_have_no_broken_link(folder, root):
     "Pages of Quarto ask for fonts of a network and for modules of a server, so here only links count."
     if not (root / folder / "index.html").is_file():
         pytest.skip(f"make {folder[1:]} has not been run here")
-    wrong, links = follow(root / folder)
+    wrong, links, _ = follow(root / folder)
     assert not [line for line in wrong if "no such place" in line] and links > 300, links

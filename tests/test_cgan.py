@@ -88,6 +88,15 @@ def test_ways_to_give_a_label(config):
     assert between.isfinite().all() and not torch.equal(between, model.decode(z, y))
 
 
+@configs
+@pytest.mark.parametrize("shape", [(3, 16, 16), (1, 28, 28), (3, 32, 32), (3, 64, 64)])
+def test_shapes_of_other_images(config, shape):
+    "Samples, and a loss for each image, at other sizes and in colour, with three classes."
+    model, x, y = build(config, shape, classes=3), torch.rand(4, *shape, generator=generator()), torch.tensor([0, 1, 2, 2])
+    assert model.critic_loss(x, y).total.shape == model.generator_loss(x, y).total.shape == (4,)
+    assert model.eval().sample(4, y).shape == (4, *shape)
+
+
 def test_labels_are_drawn_uniformly_and_from_the_generator():
     model = build("digits", classes=4)
     before = torch.get_rng_state()
@@ -282,6 +291,11 @@ def test_mistakes_get_one_line(change, words):
         CGAN((1, 8, 8), **change)
     text = str(error.value)
     assert "\n" not in text and all(w in text for w in words), text
+
+
+def test_sizes_that_do_not_fit():
+    with pytest.raises(GenbookError, match="not 30x30"):
+        CGAN((1, 30, 30))
 
 
 @pytest.mark.gpu

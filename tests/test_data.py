@@ -92,6 +92,13 @@ def cifar_pickles(tmp_path, monkeypatch):
     return folder.parent
 
 
+def test_the_digits_are_those_of_scikit_learn():
+    from sklearn.datasets import load_digits
+
+    ours, theirs = datasets._digits(None), load_digits()
+    assert torch.equal(ours.x, torch.from_numpy(theirs.images).byte()[:, None]) and torch.equal(ours.y, torch.from_numpy(theirs.target))
+
+
 def test_idx_files_are_read_in_their_order_and_the_official_test_stays(mnist):
     ds = load("mnist", root=mnist, n_valid=10)
     assert [len(s) for s in ds.splits.values()] == [50, 10, 20]

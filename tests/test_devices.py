@@ -5,9 +5,11 @@ Run as a script, this file is one of those processes: it trains the models that 
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -81,6 +83,24 @@ def through(net, x, w):
     return out, first, second, net.running_mean, net.running_var, *once
 
 
+def poisoned(folder, rank, name, config, device):
+    "What a training says whose loss is not a number at its sixth step; the first process has the folder."
+    model = create_model(name, (1, 8, 8), **{"levels": 17} | config)
+    loss = model.loss
+
+    def sick(x, y=None, *, it=None):
+        terms = loss(x, y, it=it)
+        return terms._replace(total=torch.where(it == 5, torch.nan, terms.total))
+
+    model.loss = sick
+    run = SimpleNamespace(dir=None if rank else folder, logs=None, resumed={}, history={})
+    batches = Batches(load("digits").train, BATCH, device=device)
+    try:
+        fit(Step(model, device=device), batches, 8, run=run, every=2, log_every=2, progress=False, capture=False)
+    except GenbookError as e:
+        return str(e)
+
+
 def main(folder, models, device="cpu"):
     rank, n = process_rank()
     torch.manual_seed(123 + rank)  # whatever a process begins with
@@ -98,6 +118,7 @@ def main(folder, models, device="cpu"):
         Batches(load("digits").train, 13)
     except GenbookError as e:
         found["thirteen"] = str(e)
+    found["poisoned"] = poisoned(Path(folder), rank, *next(iter(json.loads(models).items())), device)
     meet()
     found["normed"] = normed(rank, n)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
@@ -130,9 +151,10 @@ MODELS = {} if __name__ == "__main__" else kinds()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory):
+def found(once):
     "What two processes have seen that train all models, one after the other."
-    return by_two(tmp_path_factory.mktemp("devices"), MODELS)
+    folder = once("devices", lambda folder: by_two(folder, MODELS))
+    return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
 def check_agreement(found, name):
@@ -185,6 +207,11 @@ def test_batch_norm_is_one_over_all_devices(found):
         torch.testing.assert_close(made[0], whole, rtol=1e-5, atol=1e-6)
     for made, whole in zip((weight, bias), expected[5:], strict=True):  # which the step averages
         torch.testing.assert_close(sum(made), whole, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_not_finite_is_said_with_the_checkpoint_by_each(found):
+    one, two = (f["poisoned"] for f in found)
+    assert one == two and re.search(r"total = nan at step 6; last good checkpoint: \S+/checkpoint/main.pt, step 4$", one), one
 
 
 def test_a_batch_that_cannot_be_divided_is_named(found):

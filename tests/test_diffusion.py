@@ -133,3 +133,27 @@ def test_churn_and_eta_change_the_walk_and_keep_its_size(free):
     plain, chance, churned = drawn("heun"), drawn(DDIM(0.5)), drawn(Churn(churn=5.0, steps=10))
     assert not plain.equal(chance) and not plain.equal(churned)
     assert len(timesteps(free.path, 10)) == 11
+
+
+def test_guidance_grows_in_proportion_and_a_guide_that_says_nothing_changes_nothing(told):
+    model, y, t = told.double(), torch.tensor([0, 2]), torch.tensor(0.5).double()
+    xt = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with torch.no_grad():
+        none, one, three = (model.guided(y, w)(xt, t) for w in (0.0, 1.0, 3.0))
+        torch.testing.assert_close(none, model.denoise(xt, t, y))
+        torch.testing.assert_close(one, 2 * model.denoise(xt, t, y) - model.denoise(xt, t))
+        torch.testing.assert_close(three - none, 3 * (one - none))
+        assert (one - none).abs().max() > 1e-6
+        flat, bright = (model.guided(y, 2.0, guide)(xt, t) for guide in (lambda x: 0 * x.flatten(1).sum(1), lambda x: x.flatten(1).sum(1)))
+    torch.testing.assert_close(flat, none)
+    assert (bright - none).abs().max() > 1e-6
+    told.float()
+
+
+def test_shapes_of_colour_and_few_levels():
+    model = Diffusion((3, 8, 8), levels=5, conditional=True, classes=3, **SMALL)
+    x, y = torch.randint(0, 5, (2, 3, 8, 8)) / 4, torch.tensor([0, 2])
+    assert [t.shape for t in model.loss(x, y)] == [(2,)] * 2
+    assert model.images(model.values(x)).equal(x) and model.values(x).abs().max() <= 1
+    assert model.sample(2, steps=2).shape == (2, 3, 8, 8)
+    assert model.log_prob(x, steps=2).shape == model.bound(x, y).shape == (2,)

@@ -5,10 +5,12 @@ What needs a kernel uses the notebook without torch of `test_runs.py`."""
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
 import time
+from contextlib import contextmanager
 
 import nbformat
 import numpy as np
@@ -17,7 +19,8 @@ import pytest
 from PIL import Image
 from test_runs import PATIENCE, QUICK, ROOT, execute, genbook, kill_tree, project, read, said, start, wait_for, write_notebook
 
-from genbook.core import GenbookError
+from genbook.core import GenbookError, write_atomic
+from genbook.history import History
 from genbook.lab import grid, jobs, launch, results, runs
 from genbook.lab.experiments import get_experiment
 from genbook.lab.jobs import expand
@@ -554,6 +557,28 @@ def test_three_kills_at_random_moments_of_a_grid(project):
 @pytest.mark.slow
 def test_fifty_kills_at_random_moments_of_a_grid(project):
     kill_at_random(project, 50, 8.0)
+
+
+@contextmanager
+def files_of_at_most(n):
+    "As on a disk that is full: no file grows beyond n bytes."
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_what_has_no_room_is_named(tmp_path):
+    path = write_atomic(tmp_path / "result.json", "old")
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large: '.*/result.json'"):
+        write_atomic(path, 200 * "x")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+    log = History(path=tmp_path / "metrics.jsonl")
+    with files_of_at_most(100), pytest.raises(OSError, match="File too large: '.*/metrics.jsonl'"):
+        for step in range(10):
+            log.add(step, {"train/total": 1.0})
 
 
 def test_a_run_on_a_full_disk_is_no_longer_running(project, monkeypatch):

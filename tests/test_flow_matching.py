@@ -66,6 +66,18 @@ def test_a_jump_of_no_length_is_the_velocity():
         assert not model.average(x, t, 0.5 * t).equal(model.ask(x, t))
 
 
+@pytest.mark.parametrize("whole", [0.0, 0.5, 1.0])
+def test_some_jumps_go_all_the_way_to_the_data(whole):
+    torch.manual_seed(0)
+    model, seen = FlowMatching((1, 8, 8), jumps="halves", whole=whole, **SMALL), []
+    model.halves = lambda xt, v, t, s, y=None: (seen.append((t, s)), (xt, 0 * xt))[1]
+    model.loss(torch.rand(200, 1, 8, 8), torch.zeros(200, dtype=torch.int64))
+    ((t, s),) = seen
+    low = model.path.span[0]
+    assert len(s) == 100 and (s <= t).all() and (s >= low).all()
+    assert abs((s == low).double().mean() - whole) <= 4 * (whole * (1 - whole) / 100) ** 0.5
+
+
 @pytest.mark.parametrize(
     "wrong, words",
     [
@@ -73,6 +85,8 @@ def test_a_jump_of_no_length_is_the_velocity():
         ({"coupling": "optimal"}, ["coupling", "independent, transport"]),
         ({"share": 0.0}, ["share", "0.0"]),
         ({"share": 2.0}, ["share", "2.0"]),
+        ({"whole": 1.5}, ["whole", "1.5"]),
+        ({"whole": -0.1}, ["whole", "-0.1"]),
         ({"steps": 0}, ["steps", "0"]),
         ({"path": "strait"}, ["path", "did you mean 'straight'?"]),
         ({"jumps": "mean", "predict": "noise"}, ["predict", "velocity"]),

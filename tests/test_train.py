@@ -15,6 +15,7 @@ from genbook.core import GenbookError
 from genbook.data import Batches, Images
 from genbook.datasets import load
 from genbook.history import EarlyStopping
+from genbook.lab.runs import Run
 from genbook.optim import KL_SCHEDULES, OPTIMIZERS, cosine, make_optimizer
 from genbook.steps import Part, Step, Train
 from genbook.train import fit, mean_loss
@@ -48,6 +49,22 @@ def train(images, steps=60, model=None, device="cpu", capture="auto", **kwargs):
     model = model or Net()
     step = Step(model, lr=1e-3, schedule=cosine(steps, 5), device=device, clip=10.0, **kwargs)
     return step, fit(step, Batches(images, 64, device=step.device), steps, every=20, log_every=1, capture=capture, progress=False)
+
+
+def test_the_time_of_a_run_is_that_of_all_its_processes(images, tmp_path):
+    "Also where several trainings have checkpoints; what follows the last one is lost with its process."
+
+    def process(steps, minutes):
+        run = Run(tmp_path / "a")
+        run._began -= 60 * minutes  # as if it had begun then
+        for name in ("one", "two"):
+            torch.manual_seed(0)
+            fit(Step(Net(), device="cpu"), Batches(images, 64), steps, name=name, run=run, every=2, progress=False)
+        return run.resumed, run.finish()
+
+    first, again = process(4, 10), process(6, 5)  # the lock goes with the first process
+    assert again[0] == {"one": 4, "two": 4} and 10 <= first[1]["minutes"] < 11
+    assert 15 <= again[1]["minutes"] < 16 and again[1]["cpu_minutes"] > first[1]["cpu_minutes"]
 
 
 def test_eval_model_estimates_batch_norm_for_the_average(images):

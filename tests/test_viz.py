@@ -319,6 +319,7 @@ def test_explorer_is_a_figure_for_a_program_and_a_page_for_a_front_end():
     sources = [
         "import sys\nimport torch\nfrom genbook.lab.explorers import latent_explorer\n{'ipywidgets', 'sklearn'} & set(sys.modules)",
         "explorer = latent_explorer(lambda z: z.sigmoid().view(-1, 1, 2, 2), torch.zeros(4))\nexplorer",
+        "%matplotlib inline\nfrom genbook.lab import figures\nfig, ax = figures.subplots()\nfig",
     ]
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     client = NotebookClient(nb, timeout=120, kernel_name="python3")
@@ -333,6 +334,8 @@ def test_explorer_is_a_figure_for_a_program_and_a_page_for_a_front_end():
     assert "data:image/png;base64," + output.data["image/png"].replace("\n", "")[:60] in page.replace("\n", "")
     assert set(live) == {*output.data, "text/html"} and 'class="gb-explorer"' in live["text/html"]
     assert live["text/plain"] == "Explorer(The latent space)"
+    png = nb.cells[2].outputs[0].data["image/png"]  # as it is drawn once: matplotlib's own for notebooks is twice as large
+    assert Image.open(io.BytesIO(base64.b64decode(png))).size == (540, 336)
 
 
 def test_labels_of_a_short_logarithmic_axis_do_not_lie_on_each_other():

@@ -295,6 +295,7 @@ SHIPPED = [
     ("realnvp-mnist", "bits_per_dim"),
     ("pixel-mnist", "bits_per_dim"),
     ("pixel-fashion", "bits_per_dim"),
+    ("vqvae-mnist", "bits_per_dim"),
 ]
 
 

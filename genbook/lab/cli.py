@@ -10,6 +10,7 @@ import errno
 import json
 import os
 import sys
+import threading
 import warnings
 from contextlib import nullcontext
 from importlib.util import find_spec
@@ -75,8 +76,9 @@ def _needs(what, package, extra):
 @click.option("--whole", is_flag=True, help="Execute whole chapters, not only what they train and measure.")
 @click.option("--retry-failed", is_flag=True, help="Only those whose last start failed.")
 @click.option("--force", is_flag=True, help="Repeat runs, those that are done too, from the start.")
+@click.option("--measure", is_flag=True, help="Measure runs that are done again, from their checkpoints.")
 @click.option("--skip-damaged", is_flag=True, help="Leave out pictures of a folder that cannot be read.")
-def run(names, params, seeds, folder, workers, devices, cluster, time_limit, whole, retry_failed, force, skip_damaged):
+def run(names, params, seeds, folder, workers, devices, cluster, time_limit, whole, retry_failed, force, measure, skip_damaged):
     """Run experiments; those that are done are skipped, those that were stopped go on.
 
     NAME is an experiment, a suite, or the path of a notebook of your own. What -p may set, `genbook list NAME` shows.
@@ -98,14 +100,14 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, who
     todo = _jobs(names, _sound(params) if skip_damaged else params, _seeds(seeds))
     if retry_failed:
         todo = [j for j in todo if launch.has_failed(folder / j.experiment / j.id)]
-    new = [j for j in todo if force or not launch.is_done(folder / j.experiment / j.id)]
+    new = [j for j in todo if force or measure or not launch.is_done(folder / j.experiment / j.id)]
     if wrong := jobs.mistakes(new, here=not cluster, notes=notes):
         raise GenbookError("\n".join(wrong))
     for note in notes:
         click.echo(f"genbook: {note}", err=True)
     with grid.cluster(cluster) if cluster else nullcontext() as executor, show.Progress(todo, folder) as progress:
-        how = {"workers": workers, "devices": devices, "force": force, "limit": time_limit and 60 * time_limit, "whole": whole}
-        outcomes = grid.run_jobs(todo, folder, executor=executor, report=progress, **how)
+        how = {"workers": workers, "devices": devices, "limit": time_limit and 60 * time_limit, "whole": whole}
+        outcomes = grid.run_jobs(todo, folder, executor=executor, report=progress, force=force, measure=measure, **how)
     if not outcomes:
         click.echo("nothing to do: no run has failed")
     for o in outcomes:
@@ -311,6 +313,8 @@ def main() -> None:
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ±
+    hook = threading.excepthook  # TensorBoard writes in a thread; what stops it, `History` raises too
+    threading.excepthook = lambda e: None if issubclass(e.exc_type, OSError) else hook(e)
     warnings.formatwarning = lambda message, *_, **__: f"genbook: {message}\n"
     try:
         cli(prog_name="genbook", standalone_mode=False)
@@ -331,7 +335,8 @@ def main() -> None:
             sys.stdout = open(os.devnull, "w")
         if e.errno in (errno.EPIPE, errno.EBADF):
             sys.exit(141)
-        _fail(1, f"{e.filename or 'the output'}: {e.strerror or type(e).__name__}")
+        where = e.filename or ("the output" if e.errno == errno.ENOSPC else "")
+        _fail(1, f"{where}: {e.strerror or type(e).__name__}".removeprefix(": "))
 
 
 def _fail(status, *lines):

@@ -9,6 +9,7 @@ __all__ = ['COLORS', 'CLASS_COLORS', 'WIDTH', 'STYLE', 'style', 'Plot', 'subplot
 # %% ../../nbs/lab/11_figures.ipynb #f3860b5d
 import base64
 import io
+import sys
 from collections.abc import Sequence
 from functools import wraps
 from pathlib import Path
@@ -73,6 +74,9 @@ class Plot(Figure):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         FigureCanvasAgg(self)
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if shell is not None:  # whose own way of showing figures would draw this one again, twice as large
+            shell.display_formatter.formatters["image/png"].for_type(Plot, lambda fig: None)
 
     def savefig(self, fname: str | io.IOBase, **kwargs) -> None:
         "As matplotlib's, in the style of the book."
@@ -83,8 +87,8 @@ class Plot(Figure):
         buffer, small = io.BytesIO(), io.BytesIO()
         self.savefig(buffer, format="png")
         image = Image.open(buffer).convert("RGB")
-        if self.kind == "plot":  # 256 colours, of which none is further than 16 of 255 from its own
-            image = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=2, dither=Image.Dither.NONE)
+        if self.kind == "plot":  # 256 colours, of which none is much further than 16 of 255 from its own
+            image = image.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=0, dither=Image.Dither.NONE)
         elif self.kind == "grey":
             image = image.convert("L")
         image.save(small, "png", optimize=True)

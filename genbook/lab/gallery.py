@@ -32,10 +32,12 @@ PEOPLE = {  # family of the zoo: what people call it
     "gan": "GAN",
     "wgan": "Wasserstein GAN",
     "cgan": "Conditional GAN",
+    "modern_gan": "Modern GAN",
     "pixel": "Autoregressive",
     "vqvae": "VQ-VAE",
     "diffusion": "Diffusion",
     "flow_matching": "Flow matching",
+    "latent": "Latent flow matching",
     "mixture": "Mixture of pixels",
 }
 SETS = {  # data set: what people call it
@@ -165,6 +167,7 @@ MAP = {  # family: likelihood, how an image is made, what is behind it
     "gan": ("no", "at once", "short code"),
     "wgan": ("no", "at once", "short code"),
     "cgan": ("no", "at once", "short code"),
+    "modern_gan": ("no", "at once", "short code"),
     "vae": ("a bound", "at once", "short code"),
     "hierarchy": ("a bound", "at once", "short code"),
     "flow_vae": ("a bound", "at once", "short code"),
@@ -174,6 +177,7 @@ MAP = {  # family: likelihood, how an image is made, what is behind it
     "vqvae": ("a bound", "in steps", "short code"),
     "diffusion": ("a bound", "in steps", "full-size code"),
     "flow_matching": ("a bound", "in steps", "full-size code"),
+    "latent": ("a bound", "in steps", "short code"),
 }
 _KINDS = {"short code": "net", "full-size code": "loss", "no code": "data"}
 

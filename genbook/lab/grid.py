@@ -36,12 +36,15 @@ def run_jobs(
     limit: float | None = None,  # seconds that a run may take
     devices: int = 1,  # on which each run is made
     whole: bool = False,  # execute the whole chapter, not only what it trains and measures
+    measure: bool = False,  # measure what is done again, from its checkpoint
     executor: Executor | None = None,  # where to submit, instead of local processes
     report: Callable[[dict, list], None] = lambda outcomes, running: None,  # called as things change, and twice a second
     root: Path | None = None,
 ) -> list[Outcome]:  # in the order of the jobs
     "Make all runs; one that fails does not stop the others."
     asserting()
+    if force and measure:
+        raise GenbookError("measure: with force; allowed: one of them, since force trains again")
     if not jobs:
         return []
     runs, root = (Path(runs).expanduser() if runs else runs_root()).absolute(), root or project_root()
@@ -55,9 +58,10 @@ def run_jobs(
         while len(outcomes) < len(jobs):
             todo = {i: job for i, job in enumerate(jobs) if i not in outcomes}
             with nullcontext(executor) if executor else _pool(workers, groups) as pool:
-                futures = {pool.submit(execute, job, runs, threads, force, root, limit, devices, whole): i for i, job in todo.items()}
+                how = force, root, limit, devices, whole, measure
+                futures = {pool.submit(execute, job, runs, threads, *how): i for i, job in todo.items()}
                 _collect(futures, jobs, runs, outcomes, deaths, report)
-            force = False  # what died goes on
+            force = measure = False  # what died goes on
     return [outcomes[i] for i in range(len(jobs))]
 
 # %% ../../nbs/lab/05_grid.ipynb #4d9eaf54

@@ -112,7 +112,7 @@ STOPPED = "stopped before it was done; the same command goes on from its checkpo
 ASIDE, FAILED = ".previous", "failed"  # in the folder of a run: the one before it, and a repetition that failed
 
 
-def execute(job, runs, threads, force=False, root=None, limit=None, devices=1, whole=False):
+def execute(job, runs, threads, force=False, root=None, limit=None, devices=1, whole=False, measure=False):
     "Make one run; everything that goes wrong in it is in the outcome."
     folder = runs / job.experiment / job.id
     try:
@@ -122,12 +122,17 @@ def execute(job, runs, threads, force=False, root=None, limit=None, devices=1, w
             return Outcome(job, folder, "busy", "another start is at it")
         with held:
             _recover(folder)
-            if is_done(folder) and not force:
+            done = is_done(folder)
+            if done and not force and not measure:
                 return Outcome(job, folder, "skipped", _unmet_words(read_json(folder / "result.json").get("unmet")))
+            if done and measure and not any((folder / "checkpoint").glob("*.pt")):
+                raise GenbookError(f"measure: {folder} has no checkpoint of its training; with --force it is trained again")
             if force and (folder / ASIDE).is_dir():  # from the start again; what is aside is older, and whole
                 _clear(folder)
-            elif force:
+            elif force or done:
                 _move(folder, "", ASIDE)
+            if not force and (other := folder / ASIDE if done else _same_training(job, folder, runs)):
+                _adopt(folder, other)
             for p in folder.rglob(".*.tmp"):  # of a write that was cut short
                 p.unlink()
             UNDER_WAY.append(folder)
@@ -201,6 +206,23 @@ def _forget(folder):
 def _unmet_words(claims):
     "Assertions that failed, in words."
     return f"with {len(claims)} assertion{'s' * (len(claims) > 1)} that failed: {'; '.join(claims)}" if claims else ""
+
+# %% ../../nbs/lab/04_launch.ipynb #a4103321
+def _same_training(job, folder, runs):
+    "The folder of another run that is done, of the same training, measured otherwise; None if there is none."
+    about = lambda notebook=None, params=None, content=None, **_: [notebook, (params or {}) | {"measure_args": None}, content]
+    if "measure_args" not in job.params or any((folder / "checkpoint").glob("*.pt")):
+        return None
+    known = sorted(runs.glob("*/*/params.json"))
+    return next((p.parent for p in known if about(**read_json(p)) == about(**vars(job)) and is_done(p.parent)), None)
+
+
+def _adopt(folder, other):
+    "Take over the training of another folder, or of the part of a link that `_move` has made: its checkpoints, and their rows."
+    for path in [*(other / "checkpoint").glob("*.pt"), *(folder / "checkpoint").glob(f"{other.name}/*.pt"), *other.glob("metrics.jsonl")]:
+        place = folder / "checkpoint" if path.suffix == ".pt" else folder
+        place.mkdir(exist_ok=True)
+        shutil.copy2(path, place)
 
 # %% ../../nbs/lab/04_launch.ipynb #c3a2e731
 def _start(job, folder, runs, threads, root, limit, devices, whole):
@@ -340,12 +362,8 @@ def _launch(devices, *args):
     handlers = {s: signal.getsignal(s) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)}
     with _sockets() as meet:
         os.environ["GENBOOK_MEET"] = f"file://{meet}/processes"
-        where = {
-            "rdzv_backend": "c10d",
-            "rdzv_endpoint": f"{meet}/agent",
-            "rdzv_configs": {"store_type": "file"},
-            "local_addr": "127.0.0.1",
-        }
+        where = {"rdzv_backend": "c10d", "rdzv_endpoint": f"{meet}/agent", "rdzv_configs": {"store_type": "file"}}
+        where |= {"local_addr": "127.0.0.1"}
         logging.disable(logging.ERROR)  # the agent's, about processes that fail
         try:
             elastic_launch(LaunchConfig(1, 1, devices, run_id="genbook", max_restarts=0, **where), _rank)(meet, *args)

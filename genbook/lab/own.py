@@ -193,11 +193,11 @@ def train(
     build = partial(_built, asked, data, device)
     steps = steps or about.get("steps") or (_steps(minutes, build) if minutes else None)
     made, run = build(steps=steps), Run(out)
+    params = {k: asked[k] for k in ("dataset", "size", "config", "seed")}
+    params |= {"model_args": made.settings, "train_args": vars(made.how), "device": device}
+    about = {"experiment": "train", "run_id": out.name, "notebook": None, "params": params, "asked": asked, "steps": made.steps}
+    write_atomic(out / "params.json", json.dumps(about, indent=1) + "\n")  # first: by it `_begun` knows the folder
     with _state(out):
-        params = {k: asked[k] for k in ("dataset", "size", "config", "seed")}
-        params |= {"model_args": made.settings, "train_args": vars(made.how), "device": device}
-        about = {"experiment": "train", "run_id": out.name, "notebook": None, "params": params, "asked": asked, "steps": made.steps}
-        write_atomic(out / "params.json", json.dumps(about, indent=1) + "\n")
         _finish(run, made, made.fit(run, look=_looks(made, out)), config, say)
     return out
 

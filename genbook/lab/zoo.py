@@ -29,10 +29,12 @@ FAMILIES = {
     "gan": ("genbook.models.gan", "GAN"),
     "wgan": ("genbook.models.wgan", "WGAN"),
     "cgan": ("genbook.models.cgan", "CGAN"),
+    "modern_gan": ("genbook.models.modern_gan", "ModernGAN"),
     "pixel": ("genbook.models.autoregressive", "Pixel"),
     "vqvae": ("genbook.models.vqvae", "VQVAE"),
     "diffusion": ("genbook.models.diffusion", "Diffusion"),
     "flow_matching": ("genbook.models.flow_matching", "FlowMatching"),
+    "latent": ("genbook.models.latent", "Latent"),
     "mixture": ("genbook.models.mixture", "Mixture"),
 }
 

@@ -21,7 +21,7 @@ def path(
     steps: int,  # T, number of temperatures after the first
     bend: float = 4.0,  # how much denser the ends are than the middle
 ) -> Tensor:  # beta from 0 to 1, float64 (T + 1,)
-    "Inverse temperatures on a sigmoid (Wu et al. 2017, section 5)."
+    "Inverse temperatures on a sigmoid (Grosse et al. 2015, section 6)."
     beta = torch.linspace(-bend, bend, check_size("steps", steps) + 1, dtype=torch.float64).sigmoid()
     return (beta - beta[0]) / (beta[-1] - beta[0])
 
@@ -83,7 +83,7 @@ def annealed_weights(
     leapfrog: int,  # steps of a trajectory
     generator: torch.Generator | None = None,
 ) -> Tensor:  # log w, or -log w' on the way back, float64 (k, b)
-    "Log-weights of annealed importance sampling along a path (Neal 2001, equation 11)."
+    "Log-weights of annealed importance sampling along a path (Neal 2001)."
     logp, betas = log_parts(z)[1], betas.tolist()
     log_w = torch.zeros_like(logp, dtype=torch.float64)
     for t in range(1, len(betas)):

@@ -198,7 +198,7 @@ class Codec(Model):
         temperature: float = 1.0,  # factor of the standard deviations of the code
         generator: torch.Generator | None = None,
     ) -> Tensor:  # (n, c, h, w) in [0, 1]
-        "New images: codes from the density, decoded (Ghosh et al. 2020, section 4)."
+        "New images: codes from the density, decoded (Ghosh et al. 2020)."
         if y is not None:
             raise GenbookError("y: this model is not conditional and takes no labels")
         return self.decode(self.density.sample(n, temperature=temperature, generator=generator))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LABELLED_NETS', 'CONFIGS', 'DEFAULTS', 'feature_matching', 'ClassNorm', 'JoinedGenerator', 'NormedGenerator',
-           'LabelCritic', 'PlaneCritic', 'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic',
-           'ConditionalTerms', 'Labels', 'Labelled', 'CGAN']
+           'LabelCritic', 'PlaneCritic', 'ConcatCritic', 'ProjectionCritic', 's1_generator', 's1_critic', 'Labels',
+           'Labelled', 'ConditionalTerms', 'CGAN']
 
 # %% ../../nbs/models/32_cgan.ipynb #0ca79668
 from math import prod
@@ -50,10 +50,10 @@ class ClassNorm(nn.modules.batchnorm._BatchNorm):
         pass  # vectors and maps
 
     def forward(self, x: Tensor) -> Tensor:  # (b, c, ...) -> the same shape
-        scale, shift = ((self.labels @ t).view(*x.shape[:2], *[1] * (x.dim() - 2)) for t in (self.scale, self.shift))
-        return scale * super().forward(x) + shift
+        wide = (*x.shape[:2], *[1] * (x.dim() - 2))
+        return (self.labels @ self.scale).view(wide) * super().forward(x) + (self.labels @ self.shift).view(wide)
 
-
+# %% ../../nbs/models/32_cgan.ipynb #98e9227d
 class JoinedGenerator(nn.Module):
     "A generator whose noise has the label beside it (Mirza & Osindero 2014)."
 
@@ -69,7 +69,7 @@ class JoinedGenerator(nn.Module):
 
 
 class NormedGenerator(nn.Module):
-    "A generator whose batch norms are those of the class (Miyato & Koyama 2018, section 5)."
+    "A generator whose batch norms are those of the class (Dumoulin et al. 2017; Miyato & Koyama 2018)."
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class PlaneCritic(LabelCritic):
     def look(self, x: Tensor, w: Tensor) -> Tensor:
         return self.features(torch.cat([x, self.plane(w)], 1))
 
-
+# %% ../../nbs/models/32_cgan.ipynb #74abb4b9
 class ConcatCritic(LabelCritic):
     "The label is beside the pixels (Mirza & Osindero 2014)."
 
@@ -182,14 +182,6 @@ def s1_critic(
 
 
 LABELLED_NETS = HELD_NETS | dict(conv_s1=Net(s1_generator, s1_critic, 64))
-
-# %% ../../nbs/models/32_cgan.ipynb #9a6c0cb4
-class ConditionalTerms(NamedTuple):
-    "Terms of the generator's loss, (b,) or scalars."
-
-    total: Tensor  # minimised
-    fooled: Tensor  # D(G(z, y), y), after the critic's update
-    matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
 
 # %% ../../nbs/models/32_cgan.ipynb #e1ecf95e
 class Labels(GAN):
@@ -261,19 +253,25 @@ class Labelled(Labels):
         return self.judge(self.look(x, y), y)
 
 # %% ../../nbs/models/32_cgan.ipynb #96451c3c
-CONDITIONINGS = {
-    "planes": lambda net, shape, classes, *a: PlaneCritic(net.critic((shape[0] + 1, *shape[1:]), *a), shape, classes),
-    "concat": lambda net, shape, classes, *a: ConcatCritic(*_parts(net, (prod(shape) + classes,), *a)),
-    "projection": lambda net, shape, classes, *a: ProjectionCritic(net.critic(shape, *a), shape, classes),
-}
+def _planes(net, shape, classes, width, dropout):
+    "A critic of images with a plane more."
+    return PlaneCritic(net.critic((shape[0] + 1, *shape[1:]), width, dropout), shape, classes)
 
 
-def _parts(net, shape, width, dropout):
-    "The features and the head of a critic of vectors."
+def _concat(net, shape, classes, width, dropout):
+    "A critic of pixels and labels in a row."
     if getattr(net.critic, "func", net.critic) is not fc_critic:
         raise GenbookError("conditioning: 'concat' needs fully connected networks (mlp, fc_s0, fc_s1); allowed here: planes, projection")
-    critic = net.critic(shape, width, dropout)
-    return critic.features, critic.head
+    critic = net.critic((prod(shape) + classes,), width, dropout)
+    return ConcatCritic(critic.features, critic.head)
+
+
+def _projection(net, shape, classes, width, dropout):
+    "A critic of images whose features meet the label."
+    return ProjectionCritic(net.critic(shape, width, dropout), shape, classes)
+
+
+CONDITIONINGS = {"planes": _planes, "concat": _concat, "projection": _projection}
 
 
 def _readable(t):
@@ -289,6 +287,14 @@ def _tensor(y, device):
         raise GenbookError(f"y: {type(y).__name__} is not a tensor of labels, or one label") from None
 
 # %% ../../nbs/models/32_cgan.ipynb #97dfe250
+class ConditionalTerms(NamedTuple):
+    "Terms of the generator's loss, (b,) or scalars."
+
+    total: Tensor  # minimised
+    fooled: Tensor  # D(G(z, y), y), after the critic's update
+    matching: Tensor  # distance of the mean features, without its weight; 0 where it is not asked for
+
+
 class CGAN(Stabilised, Labelled):
     "A conditional GAN of images in [0, 1] (Mirza & Osindero 2014; Miyato & Koyama 2018); arguments of `Stabilised`, `Labelled` and `GAN`."
 
@@ -331,7 +337,6 @@ CONFIGS = {
     "pd": dict(net="resnet", conditioning="projection", zdim=128, loss="hinge", spectral=True),
 }
 
-# %% ../../nbs/models/32_cgan.ipynb #942df368
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {"steps": 300, "batch_size": 64, "lr": 1e-3, "beta1": 0.5, "schedule": "constant", "ema": 0.99, "every": 75},
     "measure": {"samples": 360, "draws": 3, "per_class": 100},

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import GenbookError, check_choice, check_number
-from .diffusion import Diffusion
+from .diffusion import TRAIN, Diffusion
 from ..nn import check_size
 from ..paths import along, strata, times
 from ..prob import full_precision
@@ -133,7 +133,7 @@ class JumpLoss(NamedTuple):
 
 
 class Jumping(Averaging):
-    "The losses of velocities and jumps, and denoisers that know both; needs `jumps` and `share`."
+    "The losses of velocities and jumps, and denoisers that know both; needs `jumps`, `share` and `whole`."
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> FlowLoss | JumpLoss:
         "Of velocities alone, or of jumps too."
@@ -145,6 +145,7 @@ class Jumping(Averaging):
         v = self.ask(xt, t, y)
         velocity = (v - self.predict.target(self.path, z, eps, t)).square().flatten(1).mean(1)
         s = low + (t[:n] - low) * torch.rand_like(t[:n])
+        s = torch.where(torch.rand_like(s) < self.whole, torch.full_like(s, low), s)
         u, wanted = getattr(self, self.jumps)(xt[:n], v[:n].detach(), t[:n], s, None if y is None else y[:n])
         wrong = ((u - wanted).square().flatten(1).mean(1) + 1e-6).sqrt() * (len(x) / n)
         jump = torch.cat([wrong, wrong.new_zeros(len(x) - n)])
@@ -185,6 +186,7 @@ class FlowMatching(Jumping):
         *,
         jumps: str | None = None,  # how jumps are learned: mean or halves; None: velocities alone
         share: float = 0.5,  # of the images that teach a jump
+        whole: float = 0.5,  # of the jumps that go all the way to the data, as a single step does
         steps: int = 20,  # of samples, where nothing else is said
         **how,  # of `Matching`, of `Diffusion` and of the network
     ):
@@ -193,7 +195,9 @@ class FlowMatching(Jumping):
         if not check_number("share", share) <= 1:
             raise GenbookError(f"share: {share} is more than all; allowed: above 0, up to 1")
         super().__init__(image_shape, **how | ({"times": 2} if jumps else {}))
-        self.jumps, self.share, self.steps = jumps, share, check_size("steps", steps)
+        if not check_number("whole", whole, zero=True) <= 1:
+            raise GenbookError(f"whole: {whole} is more than all; allowed: 0 to 1")
+        self.jumps, self.share, self.whole, self.steps = jumps, share, whole, check_size("steps", steps)
 
     def sample(
         self,
@@ -229,19 +233,4 @@ CONFIGS = {
     "digits_halves": dict(net="unet", width=24, depth=1, conditional=True, jumps="halves", normal=None, steps=1),
 }
 
-# %% ../../nbs/models/51_flow_matching.ipynb #545bd34f
-DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
-    "train": {
-        "steps": 300,
-        "batch_size": 64,
-        "lr": 3e-3,
-        "optimizer": "adamw",
-        "beta2": 0.99,
-        "weight_decay": 0.01,
-        "warmup": 50,
-        "ema": 0.99,
-        "clip": 1.0,
-        "every": 100,
-    },
-    "measure": {"samples": 200, "draws": 1, "n": 50, "k": 1},
-}
+DEFAULTS = {"train": TRAIN, "measure": {"samples": 200, "draws": 1, "n": 50, "k": 1}}

@@ -202,7 +202,7 @@ def init_normal(
     module: nn.Module,  # changed in place
     std: float = 0.02,  # standard deviation
 ) -> None:
-    "Weights from N(0, std), scales of batch norm from N(1, std), biases 0 (Radford et al. 2016, section 4)."
+    "Weights from N(0, std) (Radford et al. 2016, section 4), scales of batch norm from N(1, std), biases 0 (as S3 and S4)."
     for m in module.modules():
         if isinstance(m, nn.Linear | nn.modules.conv._ConvNd | nn.modules.batchnorm._BatchNorm) and m.weight is not None:
             nn.init.normal_(m.weight, float(isinstance(m, nn.modules.batchnorm._BatchNorm)), std)

@@ -74,7 +74,7 @@ def free_bits_kl(
     kl: Tensor,  # divergence of each dimension, nats, (b, d)
     floor: float,  # lambda, nats per dimension
 ) -> Tensor:  # nats, (b,)
-    "KL with an allowance of `floor` nats for each latent dimension, averaged over the batch (Kingma et al. 2016, equation 15)."
+    "KL with an allowance of `floor` nats for each latent dimension, averaged over the batch (Kingma et al. 2016)."
     return torch.where(batch_mean(kl) > floor, kl, floor).sum(-1) if floor else kl.sum(-1)
 
 # %% ../../nbs/models/11_vae.ipynb #4510490c

@@ -44,7 +44,7 @@ def hinge(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
 ) -> Tensor:  # (b,)
-    "max(0, 1 - D(x)) + max(0, 1 + D(G(z))): scores beyond the margin count no more (Miyato et al. 2018, equation 16)."
+    "max(0, 1 - D(x)) + max(0, 1 + D(G(z))): scores beyond the margin count no more (Miyato et al. 2018, section 4)."
     return F.relu(1 - real) + F.relu(1 + fake)
 
 # %% ../../nbs/models/31_wgan.ipynb #ada58bfa
@@ -52,7 +52,7 @@ def relativistic(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
 ) -> Tensor:  # nats, (b,)
-    "-log sigmoid(D(x) - D(G(z))) of pairs; the generator has the same with the roles exchanged (Jolicoeur-Martineau 2019, equation 4)."
+    "-log sigmoid(D(x) - D(G(z))) of pairs; the generator has the same with the roles exchanged (Jolicoeur-Martineau 2019)."
     return F.softplus(fake - real)
 
 
@@ -60,7 +60,7 @@ def relativistic_average(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
 ) -> Tensor:  # nats, (b,)
-    "Each score against the mean of the other side's, by cross-entropy (Jolicoeur-Martineau 2019, equation 8)."
+    "Each score against the mean of the other side's, by cross-entropy: RaSGAN (Jolicoeur-Martineau 2019)."
     return F.softplus(batch_mean(fake) - real) + F.softplus(fake - batch_mean(real))
 
 
@@ -68,7 +68,7 @@ def relativistic_least_squares(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
 ) -> Tensor:  # (b,)
-    "Each score against the mean of the other side's, squared distances to 1 and -1: RaLSGAN (Jolicoeur-Martineau 2019, appendix)."
+    "Each score against the mean of the other side's, squared distances to 1 and -1: RaLSGAN (Jolicoeur-Martineau 2019)."
     return (real - batch_mean(fake) - 1) ** 2 + (fake - batch_mean(real) + 1) ** 2
 
 
@@ -112,7 +112,7 @@ def zero_centred(
     *,
     unit: float = 1.0,  # what a step of 1 in the critic's input is in x
 ) -> Tensor:  # (b,)
-    "Half the squared gradient: R1 and R2 (Mescheder et al. 2018, equations 9 and 10)."
+    "Half the squared gradient: R1 and R2 (Mescheder et al. 2018)."
     return 0.5 * (unit * slope(score, x)).square().sum(1)
 
 # %% ../../nbs/models/31_wgan.ipynb #ee906201
@@ -125,7 +125,7 @@ def spectrally_normed(
 
 # %% ../../nbs/models/31_wgan.ipynb #9d852247
 def color(x: Tensor) -> Tensor:  # images in [-1, 1], (b, c, h, w) -> the same shape
-    "Brightness, saturation and contrast by random amounts (Zhao et al. 2020, appendix)."
+    "Brightness, saturation and contrast by random amounts (Zhao et al. 2020)."
     b, s, c = torch.rand(3, len(x), 1, 1, 1, dtype=x.dtype, device=x.device)
     x = x + b - 0.5
     grey = x.mean(1, keepdim=True)
@@ -166,14 +166,14 @@ def diff_augment(
     x: Tensor,  # images in [-1, 1], (b, c, h, w)
     policy: str,  # keys of `AUGMENTATIONS` with commas between; "" changes nothing
 ) -> Tensor:  # the same shape, differentiable
-    "Random changes of each image through which a gradient goes (Zhao et al. 2020, equation 6). Raises `GenbookError` for an unknown one."
+    "Random changes of each image through which a gradient goes (Zhao et al. 2020). Raises `GenbookError` for an unknown one."
     for name in filter(None, policy.split(",")):
         x = AUGMENTATIONS[check_choice("augment", name.strip(), AUGMENTATIONS)](x)
     return x
 
 # %% ../../nbs/models/31_wgan.ipynb #c686a67d
 class Residual(nn.Module):
-    "A block of SNGAN: (norm), ReLU, convolution, twice, beside a skip; it can halve or double the image (Miyato et al. 2018, figure 8)."
+    "A block of SNGAN: (norm), ReLU, convolution, twice, beside a skip; it can halve or double the image (Miyato et al. 2018, appendix)."
 
     def __init__(
         self,
