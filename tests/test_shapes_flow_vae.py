@@ -57,8 +57,8 @@ def test_couplings(config, dim, hidden, context):
     model = FlowVAE((1, 28, 28), **CONFIGS[config])
     assert len(model.flow.layers) == CONFIGS[config]["layers"]
     for layer in model.flow.layers:
-        first, _, last = describe(layer.net)
-        assert (first, last) == (lin(dim // 2 + context, hidden), lin(hidden, dim))
+        found = describe(layer.net)
+        assert (found[0], found[-1]) == (lin(dim // 2 + context, hidden), lin(hidden, dim))
         assert not layer.net[-1].weight.any() and not layer.net[-1].bias.any()
     assert describe(model.amortise) == [lin(model.encoder.out_features, context)]
 
