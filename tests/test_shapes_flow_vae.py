@@ -51,6 +51,18 @@ def test_iaf(config, dim, hidden, context):
     assert describe(model.amortise) == [lin(model.encoder.out_features, context)]
 
 
+@pytest.mark.parametrize(("config", "dim", "hidden", "context"), [("realnvp", 40, 160, 128), ("realnvp_digits", 16, 128, 64)])
+def test_couplings(config, dim, hidden, context):
+    "Half of the numbers and the context in, scale and shift of the other half out, one hidden layer; the identity at the start."
+    model = FlowVAE((1, 28, 28), **CONFIGS[config])
+    assert len(model.flow.layers) == CONFIGS[config]["layers"]
+    for layer in model.flow.layers:
+        found = describe(layer.net)
+        assert (found[0], found[-1]) == (lin(dim // 2 + context, hidden), lin(hidden, dim))
+        assert not layer.net[-1].weight.any() and not layer.net[-1].bias.any()
+    assert describe(model.amortise) == [lin(model.encoder.out_features, context)]
+
+
 def test_a_wrong_number_of_layers_is_seen():
     model = FlowVAE((3, 32, 32), **(CONFIGS["conv_s0"] | dict(layers=5)))
     assert model.flow.theta.shape != (4, 257) and isinstance(model.amortise, nn.Linear)

@@ -25,7 +25,7 @@ from ..prob import DiagonalNormal, StandardNormal, full_precision, kl_to_std
 # %% ../../nbs/models/12_hierarchy.ipynb #f14e0492
 def layer(
     n_in: int,  # channels, or numbers of a vector
-    n_out: int,
+    n_out: int,  # the same of what comes out
     grid: tuple[int, ...],  # (h, w) of feature maps; (): vectors
     side: int = 3,  # pixels that a unit sees, of feature maps
     gain: float = 1.0,  # size of the weights at the start, in units of torch's own
@@ -185,7 +185,7 @@ class LadderPosterior:
 
     def __init__(
         self,
-        model: "Ladder",
+        model: "Ladder",  # that walks down
         seen: list[Tensor],  # what each level sees of the images, (b, width, *grid), from the top
     ):
         self.model, self.seen = model, seen
