@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .core import GenbookError, check_number
-from .nn import check_image_shape, check_size, he_init, mlp
+from .nn import check_image_shape, check_size, mlp
 
 # %% ../nbs/28_style.ipynb #d870f961
 class Modulated(nn.Module):
@@ -32,7 +32,7 @@ class Modulated(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.randn(c_out, c_in, kernel, kernel) / math.sqrt(c_in * kernel**2))
         self.scales, self.demodulate = nn.Linear(size, c_in), demodulate
-        nn.init.ones_(self.scales.bias)
+        nn.init.normal_(self.scales.weight, std=size**-0.5), nn.init.ones_(self.scales.bias)
 
     def forward(self, x: Tensor, w: Tensor) -> Tensor:  # (b, c_in, h, w), (b, size) -> (b, c_out, h, w)
         s = self.scales(w)
@@ -101,7 +101,7 @@ class StyleGenerator(nn.Module):
             places = (grid[0] * 2**i, grid[1] * 2**i)
             self.convs += [StyleLayer(a, b, size, places, up=True), StyleLayer(b, b, size, places)]
         self.images.extend(Modulated(b, c, size, kernel=1, demodulate=False) for b in widths)
-        he_init(self.mapping)
+        _keep_variance(self.mapping)
 
     def styles(self, z: Tensor) -> Tensor:  # (b, zdim) -> (b, layers, size)
         "The style of a code, the same at each layer."
@@ -127,6 +127,14 @@ def _doublings(shape, grid):
     if (grid[0] * 2**n, grid[1] * 2**n) != tuple(shape):
         raise GenbookError(f"grid: {grid[0]}x{grid[1]} is not {shape[0]}x{shape[1]}, halved some times")
     return n
+
+
+@torch.no_grad()
+def _keep_variance(mapping):
+    "First weights with which styles have variance 1, so that a code matters from the start."
+    for i, layer in enumerate(mapping[::2]):
+        layer.weight.normal_(std=layer.in_features**-0.5 * (GAIN if i else 1.0))
+        layer.bias.zero_()
 
 # %% ../nbs/28_style.ipynb #119cac58
 @torch.no_grad()

@@ -7,7 +7,7 @@ __all__ = ['MODERN_NETS', 'CONFIGS', 'DEFAULTS', 'mode_seeking', 'SwitchedCritic
            'r3_generator', 'r3_critic', 'style_generator', 'PatchCritic', 'patch_critic', 'growing_generator',
            'growing_critic', 'Seen', 'Judged', 'Styled', 'Grown', 'Switched', 'ModernGAN', 'PlaneModern']
 
-# %% ../../nbs/models/34_modern_gan.ipynb #360f0e6a
+# %% ../../nbs/models/34_modern_gan.ipynb #e1587490
 import math
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from ..nn import Tower, check_size, squash
 from ..parts import attend, bottleneck_features, bottleneck_generator, compare
 from ..style import StyleGenerator, mixed_at_random, path_lengths, truncated
 
-# %% ../../nbs/models/34_modern_gan.ipynb #e9e9d59e
+# %% ../../nbs/models/34_modern_gan.ipynb #eca40894
 def mode_seeking(
     z: Tensor,  # codes, (b, zdim)
     made: Tensor,  # what the generator makes of them, (b, ...)
@@ -59,7 +59,7 @@ def by_image(
     "The mean over patches."
     return scores.flatten(1).mean(1) if scores.dim() > 1 else scores
 
-# %% ../../nbs/models/34_modern_gan.ipynb #96051544
+# %% ../../nbs/models/34_modern_gan.ipynb #46dcb398
 def r3_generator(
     image_shape: tuple[int, int, int],  # (c, h, w)
     zdim: int,  # latent size
@@ -80,7 +80,7 @@ def r3_critic(
     features = bottleneck_features(image_shape, times * width, dropout, halvings=stages(image_shape)[0])
     return Critic(features, nn.Linear(features.out_features, 1))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #8a146c57
+# %% ../../nbs/models/34_modern_gan.ipynb #8c248a45
 def style_generator(
     image_shape: tuple[int, int, int],  # (c, h, w)
     zdim: int,  # latent size
@@ -89,7 +89,7 @@ def style_generator(
     "A generator by styles whose constant has the smallest size that the image can be halved to."
     return StyleGenerator(image_shape, zdim, width, grid=stages(image_shape)[1])
 
-# %% ../../nbs/models/34_modern_gan.ipynb #760fb82b
+# %% ../../nbs/models/34_modern_gan.ipynb #39d928be
 class PatchCritic(Critic):
     "A score for each patch of an image (Isola et al. 2017, section 3.2.2)."
 
@@ -112,7 +112,7 @@ def patch_critic(
         c = width * 2**i
     return PatchCritic(Tower(*out), nn.Conv2d(c, 1, 3, padding=1))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #13b31d89
+# %% ../../nbs/models/34_modern_gan.ipynb #1c5ddca7
 def _grown_widths(image_shape, width):
     "Channels of each size, smallest first."
     return [width * min(2**i, 4) for i in range(stages(image_shape)[0], -1, -1)]
@@ -133,11 +133,10 @@ def growing_critic(
     dropout: float = 0.0,  # before the head
 ) -> Critic:
     "A critic that grows with it; its head sees the smallest map."
-    widths = _grown_widths(image_shape, width)
-    features = Tower(GrowingFeatures(image_shape, widths), nn.Flatten(), nn.Dropout(dropout))
-    return Critic(features, nn.Linear(widths[0] * math.prod(stages(image_shape)[1]), 1))
+    widths, (_, grid) = _grown_widths(image_shape, width), stages(image_shape)
+    return Critic(Tower(GrowingFeatures(image_shape, widths), nn.Flatten(), nn.Dropout(dropout)), nn.Linear(widths[0] * math.prod(grid), 1))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #b69e3822
+# %% ../../nbs/models/34_modern_gan.ipynb #84a58615
 MODERN_NETS = HELD_NETS | dict(
     r3=Net(r3_generator, r3_critic, 48),
     style=Net(style_generator, partial(r3_critic, times=2), 24),
@@ -145,7 +144,7 @@ MODERN_NETS = HELD_NETS | dict(
     growing=Net(growing_generator, growing_critic, 24),
 )
 
-# %% ../../nbs/models/34_modern_gan.ipynb #f660da81
+# %% ../../nbs/models/34_modern_gan.ipynb #ce035b24
 class Seen(Stabilised):
     "What the critic sees: earlier examples again, and augmentation as strong as is needed; goes before a class of `genbook.models.gan`."
 
@@ -191,7 +190,7 @@ class Seen(Stabilised):
             n = math.ceil(len(self.pool) / 32)
             self.pool[torch.randint(len(self.pool), (n,), device=self.pool.device)] = self.fake(n).to(self.pool.dtype)
 
-# %% ../../nbs/models/34_modern_gan.ipynb #255fbff6
+# %% ../../nbs/models/34_modern_gan.ipynb #ea1d1638
 class Judged(Seen):
     "How the critic judges: attention, comparison of a batch, patches, penalties on a part of the batch."
 
@@ -214,7 +213,7 @@ class Judged(Seen):
 
     def example(self) -> Tensor:  # (1, ...)
         "An empty example."
-        return torch.zeros(1, *(getattr(self, "image_shape", None) or (self.critic.features[1].in_features,)))
+        return torch.zeros(1, *getattr(self, "image_shape", [getattr(self.critic.features[1], "in_features", 1)]))
 
     def penalty(self, x: Tensor, fake: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> Tensor | None:
         n = math.ceil(self.share * len(x))
@@ -238,7 +237,7 @@ def _tower(generator):
         raise GenbookError("attention: a generator by styles has no block of it; allowed: False")
     return generator
 
-# %% ../../nbs/models/34_modern_gan.ipynb #1ab3f880
+# %% ../../nbs/models/34_modern_gan.ipynb #2bd61fae
 class Styled(Judged):
     "A generator by styles in training: styles of two codes in one image, and paths of equal length."
 
@@ -279,9 +278,10 @@ class Styled(Judged):
         "Take the length of a path into its mean."
         super().after_step(part, terms)
         if part == "generator" and self.path:
-            self.typical.lerp_(terms["length"].to(self.typical), 0.01)
+            rate = torch.where(self.typical == 0, 1.0, 0.01).to(self.typical)  # the first length, then a mean of the last hundred
+            self.typical.lerp_(terms["length"].to(self.typical), rate)
 
-# %% ../../nbs/models/34_modern_gan.ipynb #8ff72bc8
+# %% ../../nbs/models/34_modern_gan.ipynb #486ac4f1
 class Grown(Styled):
     "Networks that begin with small images (Karras et al. 2018): those of `net='growing'`."
 
@@ -308,7 +308,7 @@ class Grown(Styled):
             for m in self.growers:
                 m.grow(level_at(self.updates.item(), self.growing, m.sizes))
 
-# %% ../../nbs/models/34_modern_gan.ipynb #80044367
+# %% ../../nbs/models/34_modern_gan.ipynb #6346f843
 class Switched(Grown):
     "All switches, and pairs under two penalties where nothing else is said; goes before a class of `genbook.models.gan`."
 
@@ -336,7 +336,7 @@ class Switched(Grown):
             total = total + self.path * (length - self.typical).square().mean()
         return SwitchedGeneratorTerms(total, by_image(self.objective.output(fake.detach())), apart.detach(), length.detach().mean())
 
-# %% ../../nbs/models/34_modern_gan.ipynb #bea5b45f
+# %% ../../nbs/models/34_modern_gan.ipynb #f8814bae
 class ModernGAN(Switched, GAN):
     "A GAN of images in [0, 1] with what came after the first ones, each part by itself (Huang et al. 2024; Karras et al. 2018 to 2020)."
 
@@ -380,20 +380,20 @@ class ModernGAN(Switched, GAN):
 class PlaneModern(Switched, PlaneGAN):
     "The same of points; arguments of `Switched`, its bases and `PlaneGAN`."
 
-# %% ../../nbs/models/34_modern_gan.ipynb #77b9c31c
+# %% ../../nbs/models/34_modern_gan.ipynb #e812893f
 _BY_STYLES = dict(net="style", share=0.25, path=2.0)
 CONFIGS = {
-    "digits": dict(net="r3", width=16, zdim=16, weight=0.05),
+    "digits": dict(net="r3", width=16, zdim=16),
     "style_digits": _BY_STYLES | dict(width=8, zdim=16, weight=0.05),
-    "r3": dict(net="r3", weight=0.1),
-    "style": _BY_STYLES | dict(weight=0.1),
-    "patch": dict(net="patch", weight=0.1),
+    "r3": dict(net="r3", weight=0.5),
+    "style": _BY_STYLES | dict(weight=0.5),
+    "patch": dict(net="patch", weight=0.5),
     "all": dict(
         net="r3", attention=True, deviation=True, seeking=0.1, replay=64, augment="translation,cutout", overfit=0.6, loss="non_saturating"
     ),
 }
 
-# %% ../../nbs/models/34_modern_gan.ipynb #9fcbb1f0
+# %% ../../nbs/models/34_modern_gan.ipynb #84cb2705
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {"steps": 400, "batch_size": 64, "lr": 2e-3, "beta1": 0.0, "beta2": 0.99, "ema": 0.99, "every": 100},
     "measure": {"samples": 360, "draws": 3},
