@@ -113,7 +113,7 @@ class IAF(Bijection):
 
 # %% ../../nbs/models/22_flow_vae.ipynb #40a901a7
 class Couplings(Bijection):
-    "Layers that scale and shift half of the numbers by the rest and a context (Dinh et al. 2017, equations 4 and 5), begun at the identity."
+    "Layers that scale and shift half of the numbers by the rest and a context (Dinh et al. 2017, equations 4 and 5)."
 
     def __init__(
         self,
