@@ -145,7 +145,8 @@ class Jumping(Averaging):
         v = self.ask(xt, t, y)
         velocity = (v - self.predict.target(self.path, z, eps, t)).square().flatten(1).mean(1)
         s = low + (t[:n] - low) * torch.rand_like(t[:n])
-        s = torch.where(torch.rand_like(s) < self.whole, torch.full_like(s, low), s)
+        if self.whole:
+            s = torch.where(torch.rand_like(s) < self.whole, torch.full_like(s, low), s)
         u, wanted = getattr(self, self.jumps)(xt[:n], v[:n].detach(), t[:n], s, None if y is None else y[:n])
         wrong = ((u - wanted).square().flatten(1).mean(1) + 1e-6).sqrt() * (len(x) / n)
         jump = torch.cat([wrong, wrong.new_zeros(len(x) - n)])
@@ -186,7 +187,7 @@ class FlowMatching(Jumping):
         *,
         jumps: str | None = None,  # how jumps are learned: mean or halves; None: velocities alone
         share: float = 0.5,  # of the images that teach a jump
-        whole: float = 0.5,  # of the jumps that go all the way to the data, as a single step does
+        whole: float = 0.0,  # of the jumps that go all the way to the data, as a single step does
         steps: int = 20,  # of samples, where nothing else is said
         **how,  # of `Matching`, of `Diffusion` and of the network
     ):

@@ -175,7 +175,7 @@ class Couplings(Model):
         u = self.base.sample(check_size("n", n), generator, like.device).to(like.dtype)
         return self.flow.inverse(check_number("temperature", temperature) * u)[0]
 
-# %% ../../nbs/models/52_latent.ipynb #ebe2d3d3
+
 class CodeFlow(Couplings):
     "A normalizing flow of codes (Dinh et al. 2017; Kingma & Dhariwal 2018)."
 
@@ -358,7 +358,6 @@ CONFIGS = {
     "digits_flow": dict(channels=2, width=24, halvings=1, prior="flow", prior_args=dict(couplings=(4,), width=16)),
 }
 
-# %% ../../nbs/models/52_latent.ipynb #b594a0eb
 _PRIOR = {"steps": 200, "batch_size": 64, "lr": 3e-3, "weight_decay": 0.01, "clip": 1.0, "ema": 0.99}
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": TRAIN | {"steps": 250, "batch_size": 32, "weight_decay": 0.0, "ema": None, "clip": 100.0, "prior": _PRIOR},
