@@ -136,7 +136,7 @@ def test_the_core_is_small_and_the_extras_have_the_rest(root, monkeypatch):
 
 
 IMPORTED_BY = {"kernel": ["lab"], "launch": ["lab"], "explorers": ["lab"], "staging": ["lab", "report"], "report": ["lab", "report"]}
-IMPORTED_BY |= {"editions": ["lab"], "markup": ["report"]}
+IMPORTED_BY |= {"editions": ["lab"], "markup": ["report"], "signatures": ["lab"]}
 IMPORTED_BY |= {"grid": ["cluster"], "inception": ["fid"]}  # where they are used, and only if they are installed
 
 
@@ -373,7 +373,7 @@ def write(root: Path, files: dict[str, str]) -> Book:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(notebook(text), indent=1, sort_keys=True) + "\n" if name.endswith(".ipynb") else text)
+        path.write_text(json.dumps(notebook(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n" if name.endswith(".ipynb") else text)
     if "README.md" not in files:
         readme = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "readme.py"))["readme"]
         (root / "README.md").write_text(readme(root / "nbs" / "index.ipynb"))
