@@ -124,7 +124,7 @@ class PlaneCritic(LabelCritic):
     def look(self, x: Tensor, w: Tensor) -> Tensor:
         return self.features(torch.cat([x, self.plane(w)], 1))
 
-# %% ../../nbs/models/32_cgan.ipynb #74abb4b9
+
 class ConcatCritic(LabelCritic):
     "The label is beside the pixels (Mirza & Osindero 2014)."
 
@@ -342,7 +342,7 @@ class CGAN(Stabilised, Labelled):
     def extra_repr(self):
         return f"{super().extra_repr()}, conditioning={self.conditioning!r}, classes={self.classes}, matching={self.matching:g}"
 
-# %% ../../nbs/models/32_cgan.ipynb #85ca3163
+
 CONFIGS = {
     "digits": dict(net="mlp", conditioning="projection", zdim=16),
     "concat_digits": dict(net="mlp", conditioning="concat", zdim=16),
