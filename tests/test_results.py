@@ -243,9 +243,9 @@ FILES = sorted((ROOT / "experiments").glob("*.yaml"))
 
 def test_experiments_are_short_and_narrow():
     lines = {path.name: path.read_text(encoding="utf-8").splitlines() for path in FILES}
-    later = {name: found for name, found in lines.items() if name[:1] in "4567"}  # families beyond the reports'
+    later = {name: found for name, found in lines.items() if name[:1] in "4567" or name[:2] in ("12", "24", "34")}  # beyond the reports
     assert sum(len(found) for name, found in lines.items() if name not in ("claims.yaml", *later)) < 600
-    assert all(len(found) <= 40 for found in later.values())
+    assert all(len(found) <= (40 if name[:2] != "34" else 90) for name, found in later.items())  # 34: eight parts, one at a time
     assert len(lines["claims.yaml"]) < 400
     assert [(name, line) for name, found in lines.items() for line in found if len(line) > 120] == []
 
@@ -286,7 +286,7 @@ def test_every_number_of_the_reports_says_what_answers_it():
     found = claims.load_claims(ROOT)  # which refuses what it does not know
     assert {p.report for p in found.printed} == {*claims.REPORTS} == {c.report for c in found.concluded if not c.study}
     assert all(p.fault for p in found.printed) and all(p.right or p.value is not None for p in found.printed)
-    assert len(found.printed) == 54 and len({c.says for c in found.concluded if not c.study}) == 38
+    assert len(found.printed) == 54 and len({c.says for c in found.concluded if not c.study}) == 46
     assert all(experiments.load_experiments(ROOT)[p.experiment].notebook for p in found.printed)
 
 
