@@ -373,7 +373,9 @@ def write(root: Path, files: dict[str, str]) -> Book:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(notebook(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n" if name.endswith(".ipynb") else text)
+        path.write_text(
+            json.dumps(notebook(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n" if name.endswith(".ipynb") else text
+        )
     if "README.md" not in files:
         readme = runpy.run_path(str(Path(__file__).parents[1] / ".ci" / "readme.py"))["readme"]
         (root / "README.md").write_text(readme(root / "nbs" / "index.ipynb"))
