@@ -296,7 +296,9 @@ SHIPPED = [
     ("pixel-mnist", "bits_per_dim"),
     ("pixel-fashion", "bits_per_dim"),
     ("vqvae-mnist", "bits_per_dim"),
+    ("latent-mnist", "bits_per_dim"),
 ]
+BRIEF = {"realnvp-mnist": {"k": 8}, "latent-mnist": {"steps": 6}}  # draws, steps of the solver: where the likelihood is estimated
 
 
 @pytest.mark.parametrize(("name", "metric"), SHIPPED)
@@ -313,7 +315,7 @@ def test_what_comes_with_the_package_does_what_its_card_says(name, metric):
         if metric == "mse":
             each = (model.reconstruct(x) - x).square().flatten(1).mean(1)
         else:
-            how = {"k": 8, "generator": generator} if name == "realnvp-mnist" else {}
+            how = BRIEF[name] | {"generator": generator} if name in BRIEF else {}
             each = -model.log_prob(x, **how) / x[0].numel() / math.log(2)
         shape = model.sample(3, generator=generator).shape
     assert abs(each.mean().item() - value) < 4 * (each.std().item() / 40**0.5 + se) and shape == (3, 1, 28, 28)
