@@ -373,8 +373,7 @@ def write(root: Path, files: dict[str, str]) -> Book:
     for name, text in files.items():
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = json.dumps(notebook(text), indent=1, sort_keys=True, ensure_ascii=False) if name.endswith(".ipynb") else ""
-        path.write_text(made + "\n" if made else text)
+        path.write_text(
             json.dumps(notebook(text), indent=1, sort_keys=True, ensure_ascii=False) + "\n" if name.endswith(".ipynb") else text
         )
     if "README.md" not in files:
