@@ -23,6 +23,7 @@ from genbook.lab.pretrained import export
 from genbook.lab.runs import Run
 from genbook.lab.training import Training
 from genbook.lab.zoo import FAMILIES, entries, register_model
+from genbook.measure.variety import similar_pairs
 
 ZOO = {name: e.config for name, e in entries().items()}
 
@@ -283,7 +284,9 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 
 def test_what_comes_with_the_package_loads():
-    assert list_pretrained() == sorted([name for name, _ in SHIPPED] + ["diffusion-mnist", "flow-matching-mnist", "gan-mnist"])
+    assert list_pretrained() == sorted(
+        [name for name, _ in SHIPPED] + ["diffusion-mnist", "flow-matching-mnist", "gan-mnist", "style-fashion"]
+    )
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
 
@@ -319,6 +322,16 @@ def test_what_comes_with_the_package_does_what_its_card_says(name, metric):
             each = -model.log_prob(x, **how) / x[0].numel() / math.log(2)
         shape = model.sample(3, generator=generator).shape
     assert abs(each.mean().item() - value) < 4 * (each.std().item() / 40**0.5 + se) and shape == (3, 1, 28, 28)
+
+
+def test_a_gan_that_comes_with_the_package_varies_as_its_card_says():
+    "It has no likelihood: the share of the pairs of samples that are alike, from six draws of a hundred."
+    card = (Path(pretrained.assets("pretrained")) / "style-fashion/README.md").read_text()
+    value = float(re.search(r"\| similar_pairs \| ([\d.e-]+)", card).group(1))
+    model, middle = from_pretrained("style-fashion"), datasets.load("fashion-mini").train.float()[0].mean(0)
+    draws = [(model.sample(100, generator=torch.Generator().manual_seed(s)) - middle).flatten(1) for s in range(6)]
+    found = torch.tensor([above / pairs for _, above, pairs in map(similar_pairs, draws)])
+    assert draws[0].shape == (100, 784) and abs(found.mean() - value) < 4 * found.std() / 6**0.5 < 0.5 * value
 
 
 def test_a_run_without_a_model_is_refused(tmp_path):
