@@ -300,6 +300,7 @@ SHIPPED = [
     ("pixel-fashion", "bits_per_dim"),
     ("vqvae-mnist", "bits_per_dim"),
     ("latent-mnist", "bits_per_dim"),
+    ("hierarchy-mnist", "mse"),
 ]
 BRIEF = {"realnvp-mnist": {"k": 8}, "latent-mnist": {"steps": 6}}  # draws, steps of the solver: where the likelihood is estimated
 
