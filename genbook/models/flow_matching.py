@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COUPLINGS', 'SLOW', 'JUMPS', 'CONFIGS', 'DEFAULTS', 'transport', 'FlowLoss', 'Matching', 'Averaging', 'JumpLoss',
-           'Jumping', 'Jump', 'TaughtLoss', 'Student', 'FlowMatching']
+           'Jumping', 'Jump', 'TaughtLoss', 'Student', 'Distilling', 'FlowMatching']
 
 # %% ../../nbs/models/51_flow_matching.ipynb #dfb9e62f
 import math
@@ -227,11 +227,37 @@ class Student(nn.Module):
             v = 0.5 * (v + model.ask(xt[:n] - along(t[:n] - s[:n], v) * v, s[:n], y))
         return TaughtLoss((said - torch.cat([v, wanted[n:]])).square().flatten(1).mean(1))
 
+
+class Distilling(Jumping):
+    "Two stages of training, where jumps are distilled."
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],  # (c, h, w)
+        *,
+        halving: int = 1000,  # updates of the second stage until the longest jump doubles
+        **how,  # of `Matching`, of `Diffusion` and of the network
+    ):
+        super().__init__(image_shape, **how)
+        self.halving = check_size("halving", halving)
+
+    def longer(self) -> nn.Module:
+        "A network as that of the velocities, told a second time."
+        few = deepcopy(self.net)
+        first = few.told.layers[0]
+        with preserved_rng():  # so that velocities are learned as without a student
+            few.told.times, few.told.layers[0] = 2, nn.Linear(2 * first.in_features, first.out_features)
+        return few
+
+    def stage(self, name: str, images: Images) -> tuple[nn.Module, Images]:
+        "What a stage trains, and on what: velocities, then a `Student` of their walks, on images both."
+        return (self if check_choice("stage", name, self.stages) == "flow" else Student(self, self.halving)), images
+
 # %% ../../nbs/models/51_flow_matching.ipynb #19df9938
 JUMPS = (None, "mean", "halves", "distilled")
 
 
-class FlowMatching(Jumping):
+class FlowMatching(Distilling):
     "A model of images by flow matching, and perhaps by jumps along the flow."
 
     def __init__(
@@ -241,29 +267,18 @@ class FlowMatching(Jumping):
         jumps: str | None = None,  # how jumps are learned: mean, halves or, in a second stage, distilled; None: velocities alone
         share: float = 0.5,  # of the images that teach a jump
         whole: float = 0.0,  # of the jumps that go all the way to the data, as a single step does
-        halving: int = 1000,  # updates of the second stage until the longest jump doubles
         steps: int = 20,  # of samples, where nothing else is said
-        **how,  # of `Matching`, of `Diffusion` and of the network
+        **how,  # of `Distilling`, `Matching`, `Diffusion` and of the network
     ):
         if check_choice("jumps", jumps, JUMPS) and how.get("predict", "velocity") != "velocity":
             raise GenbookError(f"predict: {how['predict']!r}, but jumps={jumps!r} averages velocities; allowed: velocity")
-        if not check_number("share", share) <= 1:
-            raise GenbookError(f"share: {share} is more than all; allowed: above 0, up to 1")
+        for name, value in {"share": share, "whole": whole}.items():
+            if not check_number(name, value, zero=name == "whole") <= 1:
+                raise GenbookError(f"{name}: {value} is more than all; allowed: at most 1")
         super().__init__(image_shape, **how | ({"times": 2} if jumps in ("mean", "halves") else {}))
-        if not check_number("whole", whole, zero=True) <= 1:
-            raise GenbookError(f"whole: {whole} is more than all; allowed: 0 to 1")
         self.jumps, self.share, self.whole, self.steps = jumps, share, whole, check_size("steps", steps)
-        self.halving = check_size("halving", halving)
         if jumps == "distilled":
-            self.stages, self.few = ("flow", "jumps"), deepcopy(self.net)
-            told, first = self.few.told, self.few.told.layers[0]
-            told.times = 2
-            with preserved_rng():  # so that velocities are learned as without a student
-                told.layers[0] = nn.Linear(2 * first.in_features, first.out_features)
-
-    def stage(self, name: str, images: Images) -> tuple[nn.Module, Images]:  # of distilled jumps
-        "What a stage trains, and on what: velocities, then a `Student` of their walks, on images both."
-        return (self if check_choice("stage", name, self.stages) == "flow" else Student(self, self.halving)), images
+            self.stages, self.few = ("flow", "jumps"), self.longer()
 
     def sample(
         self,
