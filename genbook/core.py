@@ -207,6 +207,8 @@ METRICS = {  # name: (unit, better, meaning)
     "parameters": ("", "", "number of trained parameters"),
     "images_seen": ("images", "", "training images that the model has seen, repetitions counted"),
     "perplexity": ("codes", "higher", "exp of the entropy of the shares of discrete codes"),
+    "sharpness": ("", "", "mean squared response of a Laplacian, over that of real images: below 1 is blurred, above 1 grainy"),
+    "frechet_codes": ("squared code unit", "lower", "Fréchet distance of the codes of images, as a normal distribution, from the prior"),
     "unexplained_variance": ("", "lower", "squared error of the reconstruction over the variance of the images"),
     "sample_diversity": ("", "", "total variance of the samples over that of the images"),
     "loss_variation": ("", "lower", "standard deviation over mean of a training loss in the second half of training, mean over seeds"),
