@@ -105,7 +105,9 @@ class Settings(NamedTuple):
             raise GenbookError(
                 f"{where}parameter {key!r} is one of {', '.join(t for t, _ in found)}; write {found[0][0]}.{key}, for example"
             )
-        every = [*self.plain, *(k for known in self.tables.values() for k in known)]
+        if table := next((short for short, name in TABLES.items() if name == key), None):
+            raise GenbookError(f"{where}parameter {key!r} is a table, whose entries are set: {table}.NAME")
+        every = [k for k in self.plain if k not in (*TABLES.values(), "run_dir")] + [k for known in self.tables.values() for k in known]
         raise GenbookError(f"{where}parameter {key!r} is none of this notebook's{nearest(key, every)}")
 
 

@@ -10,14 +10,13 @@ import itertools
 import json
 import math
 import re
-import shutil
 import statistics
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core import GenbookError, project_root, write_atomic
+from ..core import GenbookError, project_root, write_atomic, write_together
 from .experiments import TABLES
 from .jobs import flat
 from .launch import is_done, read_json, runs_root
@@ -143,9 +142,14 @@ def save(
         raise GenbookError(f"save: {folder} is not a finished run")
     result = read_json(folder / "result.json")
     check_result(result, root)
-    out = write_atomic(root / "results" / result["experiment"] / f"{result['run_id']}.json", json.dumps(result, indent=1) + "\n")
+    out = root / "results" / result["experiment"] / f"{result['run_id']}.json"
+    known = read_json(out)
+    if out.exists() and (not known or known.get("finished") == result.get("finished") and known != result):
+        raise GenbookError(f"save: {out} was edited since it was kept; remove it, or put the edits elsewhere")
+    files = {out: json.dumps(result, indent=1) + "\n"}
     if (folder / "samples.png").is_file():
-        shutil.copyfile(folder / "samples.png", out.with_suffix(".png"))
+        files[out.with_suffix(".png")] = (folder / "samples.png").read_bytes()
+    write_together(files)
     return out
 
 # %% ../../nbs/lab/06_results.ipynb #5f20c7d1

@@ -214,6 +214,10 @@ class TrainedCodec(Codec):
             raise GenbookError(f"codes: {found}; allowed: int64 (n, {self.grid[0]}, {self.grid[1]}) from 0 to {self.codes_n - 1}")
         return self.likelihood(self.quantiser.vectors(c))
 
+    def reconstruct(self, x: Tensor) -> Tensor:  # (b, c, h, w) -> (b, c, h, w)
+        "There and back: the mean image of the codes."
+        return self.of_codes(self.codes(x)).mean
+
     def watch(self, features: Callable[[Tensor], Tensor]) -> None:
         "Give it the features, (b, c, h, w) in [0, 1] to (b, f), of the perceptual term."
         self.eyes = (features,)  # in a tuple, so that they are no part of this module
