@@ -281,3 +281,106 @@ def test_text_is_read_and_written_in_utf8_whatever_the_locale():
         return [c.lineno for c in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(c, ast.Call) and careless(c)]
 
     assert {p.name: lines for p in (ROOT / "genbook").rglob("*.py") if (lines := found(p))} == {}
+
+
+# ---- E. one line
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("notebook: 3\nexperiments: {a: {}}", "notebook: 3 is not the name of a notebook"),
+        ("notebook: null\nexperiments: {a: {}}", "notebook: None is not the name"),
+        ("notebook: 11_quick\nexperiments: {a: {params: {zdim: " + "9" * 5000 + "}}}", "is not YAML: Exceeds the limit"),
+        ("notebook: 11_quick\nexperiments: {a: {params: {text: 2020-13-45}}}", "is not YAML: month must be in"),
+        ("notebook: 11_quick\nexperiments: {a: {params: {zdim: 010}}}", "010 means 8 in YAML, line 2"),
+        ("notebook: 11_quick\nexperiments: {a: {params: {zdim: 1:30}}}", "1:30 means 90 in YAML"),
+        ("notebook: 11_quick\nexperiments: {a: {chosen: [3]}}", "parameter 3 is none of this notebook's"),
+        ("notebook: 11_quick\nexperiments: {a: {grid: {3: [1]}}}", "parameter 3 is none of this notebook's"),
+        ("notebook: 11_quick\nexperiments: {a: {seeds: [0, 0]}}", "hold one twice"),
+        ("notebook: 11_quick\nexperiments: &e {a: *e}", "unconstructable recursive node"),
+        ("experiments: " + "{a: " * 3000 + "1" + "}" * 3000, "maximum recursion depth"),
+        ("experiments:\n\ta: {}", "cannot start any token"),
+        ("[a, b]", "allowed at the top"),
+        ("null", "allowed at the top"),
+        ("notebook: 11_quick\nexperiments: {null: {}}", "None is not a name"),
+        ("notebook: 11_quick\nexperiments: {a: {about: !!python/name:os.system x}}", "could not determine a constructor"),
+    ],
+)
+def test_more_files_of_experiments_that_are_wrong(project, said, text, words):
+    (project / "experiments/12_x.yaml").write_text(text)
+    code, _, err = said("run", "a")
+    assert code == 2 and words in err and len(err.splitlines()) == 1, err
+
+
+@pytest.mark.parametrize("text", ["{}", "\ufeff{}", "{<<: {about: x}}", "{}\r\n"])
+def test_files_of_experiments_as_other_programs_write_them(project, text):
+    (project / "experiments/12_x.yaml").write_text(f"notebook: 11_quick\nexperiments: {{a: {text.lstrip(chr(65279))}}}")
+    if text[0] == "\ufeff":
+        (project / "experiments/12_x.yaml").write_bytes(b"\xef\xbb\xbf" + (project / "experiments/12_x.yaml").read_bytes())
+    assert len(expand(get_experiment("a"))) == 1
+
+
+CELL = {"cell_type": "code", "source": "", "metadata": {}}
+NOTEBOOKS = {
+    "": "is not a notebook, or damaged",
+    "null": "is not a notebook, or damaged",
+    '{"cells": {}}': "is not a notebook, or damaged",
+    '{"cells": ["x"]}': "is not a notebook, or damaged",
+    json.dumps({"cells": [CELL | {"source": 3}]}): "is not a notebook, or damaged",
+    json.dumps({"cells": [CELL | {"source": [3]}]}): "is not a notebook, or damaged",
+    json.dumps({"cells": [CELL | {"cell_type": "heading"}]}): "is not a notebook, or damaged",
+    json.dumps({"cells": [{"source": "x"}]}): "is not a notebook, or damaged",
+    '{"cells": ' + "[" * 100_000: "is not a notebook, or damaged (RecursionError)",
+    '{"nbformat": 3, "worksheets": []}': "has version 3 of the format; allowed: 4",
+    '{"nbformat": "4", "cells": []}': "has version '4' of the format",
+    json.dumps({"cells": [CELL], "metadata": {"kernelspec": {"language": "R"}}}): "is written in 'R'; allowed: python",
+}
+
+
+@pytest.mark.parametrize("text", NOTEBOOKS, ids=range(len(NOTEBOOKS)))
+def test_notebooks_that_are_none(project, said, text):
+    (project / "mine.ipynb").write_text(text)
+    code, _, err = said("run", "mine.ipynb")
+    assert code == 2 and NOTEBOOKS[text] in err and len(err.splitlines()) == 1, err
+
+
+def test_a_notebook_with_a_mark_of_its_byte_order_runs(project):
+    path = project / "nbs/11_quick.ipynb"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    (job,) = expand(get_experiment("quick"), {"steps": 20})
+    assert launch.execute(job, project / "runs", 1).state == "done"
+
+
+GOOD = {"value": 1.0, "se": None, "n": 3, "unit": "", "split": "test", "estimator": ""}
+RESULTS = [
+    ({"params": {"dataset": {"a": 1}}}, "dataset"),
+    ({"params": {"dataset": 3}}, "dataset"),
+    ({"params": {"size": "<b>"}}, "size"),
+    ({"model": {"name": 3, "image_shape": [1], "config": {}}}, "model.name"),
+    ({"model": {"name": "x", "image_shape": 3, "config": {}}}, "model.image_shape"),
+    ({"model": {"name": "x", "image_shape": [1], "config": []}}, "model.config"),
+    ({"minutes": float("nan")}, "minutes"),
+    ({"metrics": {"mse": GOOD | {"value": 10**400}}}, "metric mse"),
+    ({"metrics": {"mse": GOOD | {"value": True}}}, "metric mse"),
+    ({"metrics": {"mse": GOOD | {"se": float("inf")}}}, "metric mse"),
+    ({"metrics": {"mse": None}}, "metric mse"),
+]
+
+
+@pytest.mark.parametrize("changes, words", RESULTS)
+def test_more_results_that_are_left_out(project, changes, words):
+    about = {"schema": 2, "experiment": "quick", "notebook": "11_quick", "params": {}, "model": None, "minutes": 1.0, "device": "CPU"}
+    for run_id, change in (("a-s0-00000000", {}), ("a-s1-00000000", changes | {"content": "other"})):
+        folder = project / "runs/quick" / run_id
+        folder.mkdir(parents=True)
+        (folder / "status.json").write_text('{"state": "done"}')
+        (folder / "result.json").write_text(json.dumps(about | {"run_id": run_id, "metrics": {"mse": GOOD}, "unmet": []} | change))
+    with pytest.warns(UserWarning, match=rf"1 result is left out: .*a-s1-00000000/result.json .{words} is missing or damaged"):
+        (row,) = results.summary(results.load("quick", project / "runs"))
+    assert row["seeds"] == 1 and row["metrics"]["mse"]["mean"] == 1.0
+
+
+def test_patterns_that_match_no_model_are_said(said):
+    code, out, err = said("list", "--models", "nope*")
+    assert (code, out, err) == (2, "", "genbook: list: no model matches 'nope*'\n")

@@ -39,7 +39,9 @@ def list_(name, models):
     if models:
         from genbook.lab.zoo import list_models
 
-        return click.echo("\n".join(list_models(name or "*")))
+        if not (found := list_models(name or "*")):
+            raise GenbookError(f"list: no model matches {name!r}")
+        return click.echo("\n".join(found))
     _checkout("list", "the models are shown by genbook list --models")
     if name is None or set(name) & set("*?[") or name == "suites" or name[:2].isdigit():
         if not show.print_experiments(name or "*"):

@@ -287,7 +287,7 @@ def _read(source):
     "A notebook, with what other programs leave out of its cells."
     import nbformat
 
-    raw = {"metadata": {}} | json.loads(source.read_text(encoding="utf-8"))
+    raw = {"metadata": {}} | json.loads(source.read_text(encoding="utf-8-sig"))
     for i, c in enumerate(raw["cells"]):
         c["metadata"] = {k: v for k, v in (c.get("metadata") or {}).items() if v is not None}
         given = {"id": f"cell-{i}"} if (raw.get("nbformat"), raw.get("nbformat_minor", 0)) >= (4, 5) else {}
