@@ -213,6 +213,10 @@ class TrainedCodec(Watching, Codec):
             raise GenbookError(f"codes: {found}; allowed: int64 (n, {self.grid[0]}, {self.grid[1]}) from 0 to {self.codes_n - 1}")
         return self.likelihood(self.quantiser.vectors(c))
 
+    def reconstruct(self, x: Tensor) -> Tensor:  # (b, c, h, w) -> (b, c, h, w)
+        "There and back: the mean image of the codes."
+        return self.of_codes(self.codes(x)).mean
+
     def loss(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> CodecLoss:
         "Distortion, penalty of the book and, where asked for, the distance of features."
         q, _, penalty = self.quantiser(self.encoder(2 * x - 1))
