@@ -167,8 +167,7 @@ def seed_everything(seed: int) -> int:
     import numpy as np
     import torch
 
-    check_seed("seed", seed)
-    random.seed(seed)
+    random.seed(check_seed("seed", seed))
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return seed
@@ -185,10 +184,8 @@ def device(
     'The device of that name; "auto" takes CUDA when there is one, otherwise the CPU. Raises `GenbookError` for one that is not there.'
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        dev = torch.device(name)
+        dev = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError:
         raise GenbookError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from None
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
