@@ -411,7 +411,7 @@
     ".gb-controls input[type=range]{width:100%;min-height:1.75rem;margin:0;touch-action:pan-y}.gb-controls select,.gb-controls button{font:inherit;min-height:2rem;max-width:100%}" +
     ".gb-controls output{text-align:right;font-variant-numeric:tabular-nums}.gb-explorer canvas{max-width:100%;height:auto;image-rendering:pixelated;background:#000;outline:1px solid #888}" +
     ".gb-pad{position:relative;touch-action:none;cursor:crosshair;line-height:0;max-width:100%}.gb-pad i{position:absolute;width:14px;height:14px;margin:-7px;border:2px solid #fff;outline:2px solid #d55e00;border-radius:50%;pointer-events:none}" +
-    ".gb-pad:focus-visible{outline:3px solid #0072b2;outline-offset:2px}.gb-told{margin:0}.gb-told figcaption{font-size:.85rem;text-align:center}.gb-note{font-size:.85rem;margin:.2rem 0 0;line-height:1.35}";
+    ".gb-pad:focus-visible{outline:3px solid #0072b2;outline-offset:2px}.gb-told{margin:0}.gb-told canvas{width:min(140px,27vw)!important}.gb-told figcaption{font-size:.85rem;text-align:center}.gb-note{font-size:.85rem;margin:.2rem 0 0;line-height:1.35}";
 
   function made(tag, about, parent) {
     var e = document.createElement(tag);
@@ -544,28 +544,35 @@
       seed = slider(controls, { label: "seed", min: 0, max: 99, step: 1, digits: 0 }, draw);
       temperature.set(1); seed.set(0); draw();
     },
-    flow: function (spec, live, controls, f) { // an image, its code, and the image of the code at a temperature
-      var screens = ["the image", "its code", "the code, times T, back"].map(function (words) { return told(live, spec.size, words); });
-      var start, temperature, code, said;
+    flow: function (spec, live, controls, f) { // an image, its code, and the image of a code on the way to another, at a temperature
+      var screens = ["the image", "its code", "back, on the way and times T"].map(function (words) { return told(live, spec.size, words); });
+      var start, end, t, temperature, codes = [], said, n = spec.starts.length;
       function show(i, x) { paint(screens[i].getContext("2d"), { data: x.data, shape: spec.shape }); }
-      var draw = later(function () { show(2, f(code.map(function (v) { return temperature.get() * v; }))); });
+      function noisy(i) { // an image with noise in its bins, as whole numbers of two bytes
+        var b = bytes(spec.starts[i]), v = [];
+        for (var k = 0; k < b.length; k += 2) v.push((b[k] + 256 * b[k + 1] + 0.5) / 65536);
+        return v;
+      }
+      function code(i) { return Array.from(f.back(noisy(i)).data); }
+      var draw = later(function () { show(2, f(between(codes[0], codes[1], t.get(), "great circle").map(function (v) { return temperature.get() * v; }))); });
       function begin(z, image) { // at temperature 1 the way there and back changes nothing
-        code = Array.from(z);
-        var again = f(code), same = 0;
-        (image || again.data).forEach(function (v, i) { same += Math.abs(v - again.data[i]) < 1e-4; });
-        show(0, { data: image || again.data }); show(1, { data: code.map(function (v) { return sigmoid(v); }) });
-        said.textContent = image ? "There and back at T = 1: " + same + " of " + code.length + " pixels are as they were." : "A code that was drawn, and its image.";
-        temperature.set(1); show(2, again);
+        codes[0] = z;
+        var again = f(z), same = 0;
+        if (image) image.forEach(function (v, i) { same += Math.abs(v - again.data[i]) < 1e-4; });
+        show(0, { data: image || again.data }); show(1, { data: z.map(sigmoid) });
+        said.textContent = image ? "There and back at T = 1: " + same + " of " + z.length + " pixels are as they were." : "A code that was drawn, and its image.";
+        temperature.set(1); t.set(0); show(2, again);
       }
       function given(i) {
-        var v = spec.starts[i], image = Float32Array.from(v, function (p) { return Math.min(spec.levels - 1, Math.floor(p * spec.levels)) / (spec.levels - 1); });
-        begin(f.back(v).data, image);
+        begin(code(i), noisy(i).map(function (p) { return Math.floor(p * spec.levels) / (spec.levels - 1); }));
       }
       start = menu(controls, { label: "begin with", options: spec.names }, function () { given(start.get()); });
+      end = menu(controls, { label: "on the way to", options: spec.names }, function () { codes[1] = code(end.get()); draw(); });
+      t = slider(controls, { label: "t", min: 0, max: 1, step: 0.02 }, draw);
       temperature = slider(controls, { label: "temperature T", min: spec.range[0], max: spec.range[1], step: 0.02 }, draw);
-      button(controls, "a random code", function () { begin(draws(spec.starts[0].length, Math.floor(1e9 * Math.random()))); });
+      button(controls, "a random code", function () { begin(draws(codes[0].length, Math.floor(1e9 * Math.random()))); });
       said = made("p", { className: "gb-note", "aria-live": "polite" }, controls);
-      given(0);
+      end.set(n - 1); codes[1] = code(n - 1); given(0);
     },
     styled: function (spec, live, controls, f) { // two codes, and the image whose coarse layers are of the first
       var screens = ["one code", "both", "another code"].map(function (words) { return told(live, spec.size, words); }), codes, psi, crossing;

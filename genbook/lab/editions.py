@@ -89,7 +89,7 @@ def notation(
 # %% ../../nbs/lab/23_editions.ipynb #8dc80b24
 READ = {"Code: ": 10, "Check: ": 8}  # of the PDF: how many lines of a definition, or of a check, are read rather than looked up
 LOOKED_UP = ("Notes on the implementation", "What is measured", "Appendix")  # sections that only the pages have
-SHARE = 0.62  # of the width of a figure
+SHARE = 0.58  # of the width of a figure
 NAMED = "*In the notebook:*"  # before the names of what is not shown
 
 

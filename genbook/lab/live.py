@@ -6,10 +6,12 @@
 __all__ = ['flow_explorer', 'style_explorer']
 
 # %% ../../nbs/lab/15_live.ipynb #0e636665
+import base64
 from collections.abc import Sequence
 
 import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from ..core import GenbookError
@@ -18,16 +20,22 @@ from .figures import _array, _grid
 from ..style import StyleGenerator, mixed, truncated
 
 # %% ../../nbs/lab/15_live.ipynb #5f650a09
+def _two_bytes(v):
+    "Numbers in [0, 1) as base64 of whole numbers of 65536, so that no pixel leaves its bin."
+    return base64.b64encode((v * 65536).floor().clamp(0, 65535).numpy().astype("<u2").tobytes()).decode()
+
+
 def flow_explorer(
     model: torch.nn.Module,  # a flow with `encode`, `decode`, `noise` and `levels`
     x: Tensor,  # images in [0, 1], (n, c, h, w)
     *,
     names: Sequence[str] | None = None,  # of the images
     temperatures: tuple[float, float] = (0.0, 1.4),  # lowest and highest
+    figure: Figure | None = None,  # what is shown where nobody can move it; None: a column for each of four temperatures
     pretrained: str | None = None,  # as of `explorers.latent_explorer`
     live: bool | None = None,  # see `Explorer`
 ) -> Explorer:
-    """An image, its code, and the image of the code at a temperature; where nobody can move it, a column for each of four temperatures.
+    """An image, its code, and the image of a code on the way to another, at a temperature.
 
     A flow with layers that a page does not have gets pictures that were made before. Raises `GenbookError` for names that are too few."""
     names = [str(i + 1) for i in range(len(x))] if names is None else list(map(str, names))
@@ -36,12 +44,15 @@ def flow_explorer(
     with torch.no_grad():
         z, v = model.encode(x), (x * (model.levels - 1) + model.noise(x, middle=True)[0]) / model.levels
         back = {t: model.decode(t * z) for t in (0.5, 0.75, 1.0, 1.25)}
+    starts = [_two_bytes(row) for row in v.flatten(1)]
     columns = [x, z.view_as(x).sigmoid(), *back.values()]
-    still = _grid(_array(torch.stack(columns, 1).flatten(0, 1), "x"), 6, None, names, ["image", "code", *(f"T = {t:g}" for t in back)])
+    still = figure or _grid(
+        _array(torch.stack(columns, 1).flatten(0, 1), "x"), 6, None, names, ["image", "code", *(f"T = {t:g}" for t in back)]
+    )
     network, note = _network(model, pretrained)
     title, low_high = "An image, its code, and back", list(map(float, temperatures))
     if network and network.back:
-        about = {"starts": _rounded(v.flatten(1)), "names": names, "range": low_high, "levels": model.levels}
+        about = {"starts": starts, "names": names, "range": low_high, "levels": model.levels}
         shape = list(model.image_shape)
         return Explorer("flow", title, still, network, pretrained, live=live, size=shape[1:], shape=shape, **about)
 

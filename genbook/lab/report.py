@@ -254,7 +254,7 @@ def _printed(folder):
     for name in only_pages:
         (folder.parent / name).unlink(missing_ok=True)
     front, text = folder.parent / "index.qmd", (folder.parent / "index.qmd").read_text(encoding="utf-8")
-    front.write_text(re.sub(r'(\.png\)\{fig-alt="[^"]*")\}', r"\1 width=65%}", text), encoding="utf-8")
+    front.write_text(re.sub(r'(\.png\)\{fig-alt="[^"]*")\}', r"\1 width=55%}", text), encoding="utf-8")
 
 
 def _sources(root, copy, to):
