@@ -61,11 +61,11 @@ class HalfwayCritic(nn.Module):
         return full_precision(self.second(self.first(2 * x - 1)))
 
 # %% ../../nbs/models/33_vae_gan.ipynb #33f0e301
-HYBRID_NETS = {name: HELD_NETS[name] for name in ("dcgan", "dcgan_plain")}  # with and without batch norm in the critic
+HYBRID_NETS = {name: HELD_NETS[name] for name in ("dcgan", "dcgan_plain")}  # with and without batch norm in critic and encoder
 
 
 class Networks(GaussianVAE):
-    "A VAE of the networks of a GAN: the generator is its decoder, its encoder has the layers of the critic, without norms."
+    "A VAE of the networks of a GAN: the generator is its decoder, its encoder has the layers of the critic."
 
     def __init__(
         self,
@@ -83,8 +83,7 @@ class Networks(GaussianVAE):
         self.width = check_size("width", self.net.width if width is None else width)
         halvings, grid = stages(self.image_shape)
         size = self.width * 2 ** (halvings - 1) * prod(grid)
-        layers = HYBRID_NETS["dcgan_plain"].critic(self.image_shape, self.width).features
-        self.encoder = Tower(*layers, nn.Flatten(), out_features=size)
+        self.encoder = Tower(*self.net.critic(self.image_shape, self.width).features, nn.Flatten(), out_features=size)
         self.mu, self.logvar = nn.Linear(size, zdim), nn.Linear(size, zdim)
         self.decoder = self.net.generator(self.image_shape, zdim, self.width)
         self.prior = StandardNormal(zdim)
@@ -280,7 +279,7 @@ _TINY = dict(width=16, zdim=16)
 CONFIGS = {
     "digits": dict(similar=30.0, gamma=0.05) | _TINY,  # for 8x8
     "vae_digits": _VAE | _TINY,  # the same networks, without a critic
-    "aae_digits": _VAE | _TINY | dict(match="critic", beta=20.0),  # a critic of codes in place of the KL divergence
+    "aae_digits": _VAE | _TINY | dict(match="critic", beta=100.0),  # a critic of codes in place of the KL divergence
     "laptop": dict(gamma=0.03, width=32),  # for two cores, at 28 and 32 pixels
     "vae": _VAE | dict(width=32),
     "aae": _VAE | dict(width=32, match="critic", beta=100.0),
@@ -289,8 +288,8 @@ CONFIGS = {
 
 # %% ../../nbs/models/33_vae_gan.ipynb #339837a4
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
-    "train": {"steps": 500, "batch_size": 64, "lr": 2e-3, "beta1": 0.5, "beta2": 0.99, "ema": 0.99, "every": 125},
-    "measure": {"samples": 360, "draws": 3},
+    "train": {"steps": 400, "batch_size": 64, "lr": 2e-3, "beta1": 0.5, "beta2": 0.99, "ema": 0.99, "every": 100},
+    "measure": {"samples": 360, "draws": 3, "k": 8},
 }
 
 # %% ../../nbs/models/33_vae_gan.ipynb #33151c43
