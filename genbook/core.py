@@ -167,8 +167,7 @@ def seed_everything(seed: int) -> int:
     import numpy as np
     import torch
 
-    check_seed("seed", seed)
-    random.seed(seed)
+    random.seed(check_seed("seed", seed))
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return seed
@@ -185,10 +184,8 @@ def device(
     'The device of that name; "auto" takes CUDA when there is one, otherwise the CPU. Raises `GenbookError` for one that is not there.'
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        dev = torch.device(name)
+        dev = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError:
         raise GenbookError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from None
     there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
@@ -241,6 +238,8 @@ METRICS = {  # name: (unit, better, meaning)
     "parameters": ("", "", "number of trained parameters"),
     "images_seen": ("images", "", "training images that the model has seen, repetitions counted"),
     "perplexity": ("codes", "higher", "exp of the entropy of the shares of discrete codes"),
+    "sharpness": ("", "", "mean squared response of a Laplacian, over that of real images: below 1 is blurred, above 1 grainy"),
+    "frechet_codes": ("squared code unit", "lower", "Fréchet distance of the codes of images, as a normal distribution, from the prior"),
     "unexplained_variance": ("", "lower", "squared error of the reconstruction over the variance of the images"),
     "sample_diversity": ("", "", "total variance of the samples over that of the images"),
     "loss_variation": ("", "lower", "standard deviation over mean of a training loss in the second half of training, mean over seeds"),

@@ -8,6 +8,7 @@ __all__ = ['SCHEDULES', 'KL_SCHEDULES', 'OPTIMIZERS', 'constant', 'cosine', 'one
            'kl_schedule', 'make_optimizer', 'EMA']
 
 # %% ../nbs/09_optim.ipynb #d58cb78f
+import inspect
 import math
 from collections.abc import Callable, Iterable
 
@@ -227,12 +228,19 @@ def kl_schedule(
     return KL_SCHEDULES[check_choice("kl_schedule", name, KL_SCHEDULES)](**kwargs)
 
 # %% ../nbs/09_optim.ipynb #1a1a9303
+def _eager(kind):
+    "An optimiser of torch whose methods are not marked for torch.compile: the marks load its machinery, two seconds at the first step."
+    names = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
+    methods = {name: inspect.unwrap(getattr(kind, name)) for name in names}
+    return type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
 OPTIMIZERS = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "adamax": torch.optim.Adamax,
-    "rmsprop": torch.optim.RMSprop,
-    "sgd": torch.optim.SGD,
+    "adam": _eager(torch.optim.Adam),
+    "adamw": _eager(torch.optim.AdamW),
+    "adamax": _eager(torch.optim.Adamax),
+    "rmsprop": _eager(torch.optim.RMSprop),
+    "sgd": _eager(torch.optim.SGD),
 }
 _FUSED = {"adam", "adamw", "sgd"}
 

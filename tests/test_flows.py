@@ -4,6 +4,7 @@ A bijection that joins one of them has to join `MAPS`, or `test_every_bijection_
 """
 
 import inspect
+import math
 import statistics
 import time
 
@@ -347,6 +348,61 @@ def test_forward_kl_of_the_truth_is_zero(name):
         log_prob = staticmethod(target.log_prob)
 
     assert_close(forward_kl(Truth(), target, 100), torch.zeros(100), atol=0)
+
+
+class Correlated:
+    "N(0, [[1, rho], [rho, 1]]) with rho = 0.9."
+
+    rho = 0.9
+
+    def sample(self, n, generator=None):
+        eps = torch.randn(n, 2, generator=generator)
+        return torch.stack([eps[:, 0], self.rho * eps[:, 0] + (1 - self.rho**2) ** 0.5 * eps[:, 1]], -1)
+
+    def log_prob(self, x):
+        rest = (x[..., 1] - self.rho * x[..., 0]) / (1 - self.rho**2) ** 0.5
+        return StandardNormal(2).log_prob(torch.stack([x[..., 0], rest], -1)) - 0.5 * math.log(1 - self.rho**2)
+
+
+def likeliest(flow, target, lr):
+    "150 steps of maximum likelihood."
+    fit(Step(flow, lr=lr, schedule=optim.lr_schedule("cosine", 150), device="cpu"), Draws(target.sample), 150, progress=False)
+    return flow
+
+
+def test_training_finds_the_known_optimum():
+    "The best independent coordinates for a correlated Gaussian, by each divergence, and none left where a coupling can do it."
+    torch.manual_seed(0)
+    target, g = Correlated(), torch.Generator().manual_seed(0)
+    ideal, variance = -0.5 * math.log(1 - target.rho**2), 1 - target.rho**2
+    covering = likeliest(Flow(Affine((2,)), StandardNormal(2)), target, 0.05)
+    inside = Flow(Affine((2,)), StandardNormal(2))
+    fit_posterior(inside, target.log_prob, 150, lr=0.05, device="cpu", progress=False)
+    for flow, kl, wanted in ((covering, forward_kl, 1.0), (inside, reverse_kl, variance)):
+        assert_close((-2 * flow.bijection.log_scale).exp().mean(), wanted, rtol=0.1, atol=0)
+        assert_close(kl(flow, target, 20_000, g).mean(), ideal, atol=0.06)
+    coupled = likeliest(plane_flow("affine", layers=1), target, 0.01)
+    assert abs(forward_kl(coupled, target, 20_000, g).mean()) < 0.02
+
+
+def test_reverse_kl_is_a_sum_over_the_plane():
+    "The mean over draws of a trained flow against a sum over a grid, for which the flow is inverted."
+    torch.manual_seed(0)
+    target, flow = Energy("u4"), planar_posterior(4)
+    fit_posterior(flow, target.log_prob, 60, device="cpu", progress=False)
+    values = reverse_kl(flow, target, 10_000, torch.Generator().manual_seed(0)).double()
+    t = (torch.arange(280).double() + 0.5) / 20 - 7
+    grid = torch.cartesian_prod(t, t)
+    with torch.no_grad():
+        logq = flow.double().log_prob(grid)
+    assert_close(logq.exp().sum() / 400, 1.0, atol=5e-3)
+    summed = (logq.exp() * (logq - target.log_prob(grid))).sum() / 400
+    assert_close(values.mean(), summed, atol=4 * (values.std() / 100).item() + 5e-3)
+
+
+def test_parameters_of_planar_flows():
+    "A scale and shift, and u, w and b of each layer."
+    assert sum(p.numel() for p in plane_flow("planar").parameters()) == 4 + 32 * 5
 
 
 def test_reverse_weight():

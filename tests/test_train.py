@@ -1,6 +1,8 @@
 "What the training notebook cannot check: graph capture on a GPU, precision, compile, averages with batch norm."
 
 import copy
+import subprocess
+import sys
 import warnings
 from collections import namedtuple
 from types import SimpleNamespace
@@ -325,3 +327,53 @@ def test_the_bar_shows_total_rate_and_time_left(images, capsys, monkeypatch):
     fit(Step(Net(), device="cpu"), Batches(images, 16), 600, log_every=100, name="small")
     shown = capsys.readouterr().err
     assert "small" in shown and "/600 [" in shown and "it/s" in shown and "<00:" in shown and "loss " in shown
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimisers_step_as_torch_does(name, monkeypatch):
+    "The same weights to the last bit, before and after a state is loaded; hooks and closures are called."
+
+    def trained(calls):
+        torch.manual_seed(0)
+        net, x = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)), torch.randn(8, 5)
+        optimizer = make_optimizer(net.parameters(), name, lr=0.01, weight_decay=0.1)
+        optimizer.register_step_post_hook(lambda *_: calls.append("hook"))
+
+        def closure():
+            calls.append("closure")
+            optimizer.zero_grad()
+            loss = net(x).square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            optimizer.step(closure)
+            optimizer.load_state_dict(optimizer.state_dict())
+        return torch.cat([p.detach().flatten() for p in net.parameters()]), type(optimizer)
+
+    ours, theirs = [], []
+    weights, kind = trained(ours)
+    plain = kind.__mro__[1]
+    assert plain.__module__.startswith("torch.optim") and plain.__name__ == kind.__name__
+    monkeypatch.setitem(OPTIMIZERS, name, plain)
+    assert weights.equal(trained(theirs)[0]) and ours == theirs == ["closure", "hook"] * 4
+
+
+def test_training_does_not_load_the_compiler():
+    "`torch._dynamo` takes two seconds to import, which is more than most trainings of a chapter; `torch.optim` loads it at its first step."
+    code = """
+import sys
+from genbook.data import Batches
+from genbook.datasets import load
+from genbook import create_model
+from genbook.optim import OPTIMIZERS
+from genbook.steps import Step
+from genbook.train import fit
+for name in OPTIMIZERS:
+    step = Step(create_model("vae_mlp_digits", (1, 8, 8), levels=17), optimizer=name, clip=1.0, ema=0.9, device="cpu")
+    fit(step, Batches(load("digits").train, 16), 2, progress=False)
+    step.load_state_dict(step.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.stdout.strip() == "False", found.stdout + found.stderr

@@ -303,7 +303,7 @@ class ReverseKL(Model):
         wanted = self.log_prob(x)
         return ReverseLoss(logp - wanted, logp - (1.0 if it is None else self.weight(it)) * wanted)
 
-
+# %% ../../nbs/models/20_flows.ipynb #1527fb69
 class Draws:
     "Endless batches that are drawn when they are needed, for `fit`: of a toy density, or of a flow's noise."
 
