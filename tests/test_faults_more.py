@@ -15,7 +15,7 @@ from test_pictures import fill, one_line
 from test_runs import project, said
 
 from genbook import from_pretrained
-from genbook.core import write_together
+from genbook.core import GenbookError, write_together
 from genbook.datasets import load
 from genbook.lab import grid, jobs, launch, own, results
 from genbook.lab.experiments import get_experiment
@@ -384,3 +384,49 @@ def test_more_results_that_are_left_out(project, changes, words):
 def test_patterns_that_match_no_model_are_said(said):
     code, out, err = said("list", "--models", "nope*")
     assert (code, out, err) == (2, "", "genbook: list: no model matches 'nope*'\n")
+
+
+# ---- G. the library without the checkout
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda state: {k: v * float("nan") for k, v in state.items()}, "no weights"),
+        (lambda state: {k: v.to(torch.int8) for k, v in state.items()}, "no weights (torch.int8"),
+        (lambda state: state | {"more": torch.zeros(1)}, "the weights do not fit"),
+    ],
+)
+def test_weights_of_a_stranger_that_are_none(tmp_path, change, words):
+    from safetensors.torch import load_file, save_file
+
+    folder = export(model(), tmp_path / "model", name="vae_mlp_digits")
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors")
+    one_line(lambda: from_pretrained(folder), words)
+
+
+class Evil:
+    def __reduce__(self):
+        return os.mkdir, ("planted",)
+
+
+def test_nothing_that_a_stranger_names_is_imported_or_unpickled(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = export(model(), tmp_path / "model", name="vae_mlp_digits")
+    about = json.loads((folder / "config.json").read_text())
+    (tmp_path / "evil.py").write_text("import os; os.mkdir('planted')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for change in ({"model": "evil.Model"}, {"model": "evil:Model"}, {"config": {"act": "evil.f"}}, {"config": {"__class__": "evil"}}):
+        (folder / "config.json").write_text(json.dumps(about | change))
+        one_line(lambda: from_pretrained(folder), "from_pretrained: ")
+    (folder / "config.json").write_text(json.dumps(about | {"auto_map": {"AutoModel": "evil.Model"}}))
+    assert from_pretrained(folder).sample(1).shape == (1, 1, 8, 8)
+    torch.save({"w": Evil()}, folder / "model.safetensors")
+    one_line(lambda: from_pretrained(folder), "model.safetensors cannot be read")
+    (folder / "config.json").write_text("[" * 100_000)
+    one_line(lambda: from_pretrained(folder), "config.json is not what genbook export writes")
+    for name in ("org/na\nme", "../a/b", "a/../b", ""):
+        with pytest.raises(GenbookError, match="from_pretrained: ") as error:
+            from_pretrained(name)
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "planted").exists()

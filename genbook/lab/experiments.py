@@ -33,7 +33,7 @@ def notebook_path(
         raise GenbookError(f"notebook: there is no {notebook!r} in {nbs}{nearest(notebook, known)}")
     return nbs / f"{notebook}.ipynb"
 
-
+# %% ../../nbs/lab/01_experiments.ipynb #92a2a570
 def _is(value, kind):
     "`value` if it is of that kind, otherwise `TypeError`."
     if not isinstance(value, kind):
@@ -317,7 +317,7 @@ def read_yaml(
     except (yaml.YAMLError, RecursionError, ValueError) as e:  # also a number of 5,000 digits, or the 45th of a month
         raise GenbookError(f"experiments: {path} is not YAML: {' '.join(str(e).split())[:300]}") from None
 
-
+# %% ../../nbs/lab/01_experiments.ipynb #91c931fe
 def load_experiments(
     root: Path | None = None,  # of the project
 ) -> dict[str, Experiment]:

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -155,6 +156,7 @@ def _pool(workers, groups):
 def _begin(shares):
     "The first thing that a worker does."
     os.setsid()  # Ctrl-C in a terminal goes to the process that started it
+    warnings.filterwarnings("ignore", "IPython (parent|dir)", UserWarning)  # a home that cannot be written is no matter of a run
     follow_parent()
     share = shares.get()
     if share is not None:

@@ -238,13 +238,13 @@ def from_pretrained(
         row = {"step": 0, "of": "?"} | progress_of(folder)
         raise GenbookError(f"{where} is a training that is not finished: step {row['step']} of {row['of']}; the same command goes on")
     if missing := [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]:
-        raise GenbookError(f"{where} has no {' and no '.join(missing)}; `genbook export RUN {folder.name}` writes both")
+        raise GenbookError(f"{where} has no {' and no '.join(missing)}; `genbook export RUN {folder.resolve().name}` writes both")
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         schema, model, shape, config = (about[k] for k in ("schema", "model", "image_shape", "config"))
         if not isinstance(model, str) or not isinstance(config, dict) or not all(isinstance(n, int) for n in shape):
             raise TypeError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise GenbookError(f"{where}/config.json is not what genbook export writes") from None
     if schema != SCHEMA:
         raise GenbookError(f"{where}/config.json has schema {schema!r}; this version of genbook reads {SCHEMA}")
@@ -253,6 +253,10 @@ def from_pretrained(
         state = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as e:
         raise GenbookError(f"{where}/model.safetensors cannot be read: {str(e).strip().splitlines()[-1].strip()}") from None
+    known = made.state_dict()
+    for k, v in state.items():
+        if k in known and v.is_floating_point() != known[k].is_floating_point() or v.is_floating_point() and not v.isfinite().all():
+            raise GenbookError(f"{where}/model.safetensors: {line(k)} holds values that are no weights ({v.dtype}, or not finite)")
     if any(v.dtype == torch.float64 for v in state.values()):  # trained with precision="64-true"
         made = made.double()
     _fill(where, made, model, state)  # fp16 becomes the model's own type
@@ -269,7 +273,7 @@ def _find(name: str | Path) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and str(name)[0] not in ".-":
         return _from_hub(str(name))
     here = f"; with the package come {', '.join(known)}{nearest(str(name), known)}" if known else ""
-    raise GenbookError(f"from_pretrained: there is no folder {name}{here}")
+    raise GenbookError(f"from_pretrained: there is no folder {line(str(name))}{here}")
 
 
 def _from_hub(name: str) -> Path:
