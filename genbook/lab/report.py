@@ -283,9 +283,15 @@ def _run_quarto(quarto, root, to, copy, log):
     return made
 
 # %% ../../nbs/lab/25_report.ipynb #e452cd82
+REMOTE = re.compile(  # what Quarto loads from a network for outputs with a script; ours need none of it, and a page without a network waits for it
+    r'<script src="https://cdn[^"]*/(?:jquery|requirejs)@[^>]*></script>\s*|<script[^>]*>define\(\'jquery\'[^<]*</script>\s*'
+)
+
+
 def _finished(path, folder):
-    "A page of Quarto with the links of `_ways`; links to the next page without a name that leaves out the number that is seen."
-    text = re.sub(r'(class="pagination-link") aria-label="[^"]*"', r"\1", path.read_text(encoding="utf-8"))
+    "A page of Quarto with the links of `_ways` and nothing `REMOTE`; links to the next page without a name that leaves out its number."
+    text = REMOTE.sub("", path.read_text(encoding="utf-8"))
+    text = re.sub(r'(class="pagination-link") aria-label="[^"]*"', r"\1", text)
     name = path.relative_to(folder).with_suffix("").as_posix().removeprefix("report/")
     ways = _ways(folder.parent, name, path.relative_to(folder).as_posix().count("/"))
     text = re.sub(r'(<main\b[^>]*id="quarto-document-content"[^>]*>)', rf"\1<p>{ways}</p>", text, count=1)
