@@ -12,6 +12,7 @@ import torch
 
 from genbook.lab import cli, results
 from genbook.lab.training import Training, replayed, training_of
+from genbook.lab.verify import compare, verify_result, wandering
 
 ROOT = Path(__file__).parents[1]
 
@@ -112,6 +113,30 @@ def test_a_comment_changes_nothing_and_planted_mutations_are_seen(tmp_path):
     assert len(missed) <= 1, missed
     assert "lr at 0 % of the training is 0, was" in said["a schedule shifted"][-1][1]
     assert "total at step " in said["a factor in a term"][-1][1]
+
+
+def nudged(result, seed):
+    "The replay of a training whose weights begin one rounding off."
+    made = training_of(result)
+    with torch.no_grad():
+        for p in made.step.model.parameters():
+            p.copy_(torch.nextafter(p, p + torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))))
+    return replayed(made)
+
+
+def test_what_one_rounding_grows_to_is_no_change_and_what_is_more_is_one():
+    "Two players with Adam are chaotic; a VAE is not."
+    player = json.loads((ROOT / "results/wgan-clip-digits/digits-s2-b6bfe39b.json").read_text())
+    here, there = replayed(training_of(player)), nudged(player, 100)
+    moved = wandering(player, here)
+    assert all(values == sorted(values) for values in moved.values()) and moved["critic"][-1] > 1e-4
+    assert moved["critic"][0] < 1e-4 and max(moved["critic_lr"]) == 0
+    assert compare(there, here, chaos=moved).state == verify_result(player | {"replay": there}).state == "same"
+    for changes in ({"lr": 1.01e-3}, {"batch_size": 63}):
+        other = replayed(training_of({**player, "params": player["params"] | {"train_args": player["params"]["train_args"] | changes}}))
+        assert verify_result(player | {"replay": other}).state == "changed", changes
+    calm = wandering(TRAININGS[0], replayed(training_of(TRAININGS[0])), 1)
+    assert calm["total"][-1] < 1e-2  # of hundreds of nats
 
 
 # ---- the command
