@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['METRICS', 'AGREED', 'GenbookError', 'nearest', 'check_choice', 'check_number', 'project_root', 'assets', 'folder_of',
-           'writing', 'write_atomic', 'seed_everything', 'process_rank', 'device', 'Metric', 'register_metric',
-           'metric', 'Declared', 'Parameter', 'assert_close']
+           'writing', 'write_together', 'write_atomic', 'check_writable', 'check_seed', 'seed_everything',
+           'process_rank', 'device', 'Metric', 'register_metric', 'metric', 'Declared', 'Parameter', 'assert_close']
 
 # %% ../nbs/00_core.ipynb #76247f17
+import errno
 import math
 import os
 import random
@@ -18,7 +19,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
-from numbers import Real
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def folder_of(
         raise GenbookError(f"data: {name!r} names no folder; allowed: folder:PATH")
     return Path(path).expanduser(), kind != "folder"
 
-
+# %% ../nbs/00_core.ipynb #697759ac
 @contextmanager
 def writing(
     path: str | os.PathLike,  # what is being written
@@ -110,31 +111,63 @@ def writing(
         raise
 
 
+def write_together(files: dict[Path, bytes | str]) -> None:  # path -> its whole content
+    "Write files whole, all of them or none; raises `OSError` (a full disk, say) with the old contents untouched."
+    beside = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in files}
+    try:
+        for path, tmp in beside.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with writing(path), open(tmp, "wb") as f:
+                f.write(files[path].encode() if isinstance(files[path], str) else files[path])
+                f.flush()
+                os.fsync(f.fileno())
+        if folder := next(filter(os.path.isdir, files), None):  # now, since no file could take its place
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder))
+        for path, tmp in beside.items():
+            os.replace(tmp, path)
+    finally:
+        for tmp in beside.values():
+            tmp.unlink(missing_ok=True)
+
+
 def write_atomic(
     path: str | os.PathLike,  # the file to write
     data: bytes | str,  # its whole content
 ) -> Path:
     "Write a file whole or not at all; raises `OSError` (a full disk, say) with the old content untouched."
-    path, data = Path(path), data.encode() if isinstance(data, str) else data
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    write_together({Path(path): data})
+    return Path(path)
+
+
+def check_writable(
+    name: str,  # the argument's name
+    place: Path,  # a file or folder to be written, which need not be there
+) -> Path:  # `place`
+    "Raise `GenbookError` where nothing can be written at that place; for a folder that is to be made, where it cannot be."
+    there = next(p for p in [place.absolute(), *place.absolute().parents] if os.path.lexists(p))
     try:
-        with writing(path), open(tmp, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(tmp, path)
-    finally:
-        tmp.unlink(missing_ok=True)
-    return path
+        with tempfile.TemporaryFile(dir=there.parent if there == place.absolute() and not there.is_dir() else there):
+            return place
+    except OSError as e:
+        raise GenbookError(f"{name}: {place} cannot be written: {e.strerror}") from None
 
 # %% ../nbs/00_core.ipynb #a7893568
+def check_seed(
+    name: str,  # the argument's name
+    value: int,  # what came
+) -> int:  # `value`, if it is allowed
+    "Raise `GenbookError` unless `value` is a whole number that every generator takes."
+    if isinstance(value, bool) or not isinstance(value, Integral) or not 0 <= value < 2**63:
+        raise GenbookError(f"{name}: {value!r} is not a whole number from 0 and below 2^63")
+    return value
+
+
 def seed_everything(seed: int) -> int:
     "Seed the generators of Python, NumPy and torch (all devices)."
     import numpy as np
     import torch
 
-    random.seed(seed)
+    random.seed(check_seed("seed", seed))
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
     return seed
@@ -151,15 +184,13 @@ def device(
     'The device of that name; "auto" takes CUDA when there is one, otherwise the CPU. Raises `GenbookError` for one that is not there.'
     import torch
 
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        dev = torch.device(name)
+        dev = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     except RuntimeError:
         raise GenbookError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from None
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(dev.type):
-        raise GenbookError(f"device: {name!r} is not available on this machine; available: {', '.join(k for k, v in there.items() if v)}")
+    there = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (dev.index or 0) >= there.get(dev.type, 0):
+        raise GenbookError(f"device: {name!r} is not available on this machine; available: {', '.join(k for k, n in there.items() if n)}")
     if dev.type == "cuda" and process_rank()[1] > 1:  # a GPU for each process
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     return dev
@@ -207,6 +238,8 @@ METRICS = {  # name: (unit, better, meaning)
     "parameters": ("", "", "number of trained parameters"),
     "images_seen": ("images", "", "training images that the model has seen, repetitions counted"),
     "perplexity": ("codes", "higher", "exp of the entropy of the shares of discrete codes"),
+    "sharpness": ("", "", "mean squared response of a Laplacian, over that of real images: below 1 is blurred, above 1 grainy"),
+    "frechet_codes": ("squared code unit", "lower", "Fréchet distance of the codes of images, as a normal distribution, from the prior"),
     "unexplained_variance": ("", "lower", "squared error of the reconstruction over the variance of the images"),
     "sample_diversity": ("", "", "total variance of the samples over that of the images"),
     "loss_variation": ("", "lower", "standard deviation over mean of a training loss in the second half of training, mean over seeds"),

@@ -202,12 +202,18 @@ def _cifar10(root):
     )
 
 # %% ../nbs/03_datasets.ipynb #2ed2b559
+def _in_order(label):
+    "A key for sorting: whole numbers by their value, so that class 2 of 0 to 10 is the third."
+    return (0, int(label), label) if label.isascii() and label.isdigit() else (1, 0, label)
+
+
 def _folder(where, name, size, stream, skip, own):
     "All different pictures below `where`; those of one's own are split by class."
     found, x, dropped = read_folder(where, size, stream, skip)
     if own:
-        check_enough(found.part, name)
-    n, classes = len(found.files), {label: i for i, label in enumerate(sorted(set(found.labels)))}
+        check_enough(found, name)
+    names = sorted(set(found.labels), key=_in_order)
+    n, classes = len(found.files), {label: i for i, label in enumerate(names)}
     y = torch.tensor([classes[label] for label in found.labels], dtype=torch.int64)
     source = _Source(x, y, tuple(classes), min(10_000, max(1, n // 6)), False, min(5000, max(1, n // 12)), dropped=dropped)
     source.files, source.part, source.left_out = found.files, found.part if own else None, counted(found.left_out)

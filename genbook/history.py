@@ -31,9 +31,10 @@ def _cut(path, name, step):
             row = json.loads(line)
         except ValueError:
             return False
-        return row["fit"] != name or row["step"] <= step
+        return isinstance(row, dict) and (row.get("fit") != name or row.get("step", step) <= step)
 
-    write_atomic(path, "".join(line + "\n" for line in path.read_text().splitlines() if keep(line)))
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    write_atomic(path, "".join(line + "\n" for line in lines if keep(line)))
 
 # %% ../nbs/10_history.ipynb #cf9738ad
 class Rows:
@@ -99,7 +100,7 @@ class History(Rows):
         row = {"fit": self.name, "step": step, "of": self.steps, "time": round(self.seconds, 3)} | values
         self.rows.append(row)
         if self.path is not None:
-            with writing(self.path), open(self.path, "a") as f:
+            with writing(self.path), open(self.path, "a", encoding="utf-8") as f:
                 f.write(json.dumps(row) + "\n")
         if self._writer is not None:
             with writing(self._writer.log_dir):

@@ -10,6 +10,7 @@ __all__ = ['SUFFIXES', 'FORMATS', 'RESIDENT_BYTES', 'read_image', 'resize', 'as_
 import hashlib
 import os
 import re
+import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -217,6 +218,8 @@ def _walk(where, left_out):
     "All files below a folder and the folders that it links to, each folder once and those before links to them, without hidden ones."
     seen = set()
     for folder, folders, files in os.walk(where, onerror=_refuse, followlinks=True):
+        if not folders and not files and folder != os.fspath(where):
+            left_out["empty folder"] += 1
         about = os.stat(folder)
         if (about.st_dev, about.st_ino) in seen:
             left_out["linked folder met before"] += 1
@@ -290,7 +293,17 @@ def find_pictures(
     if level is not None:
         part = torch.tensor([_part(parts[level]) for parts in folders])
         folders = [parts[:level] + parts[level + 1 :] for parts in folders]
-    return Pictures(files, [_shown((*parts, where.resolve().name)[0]) for parts in folders], part, left_out)
+    return Pictures(files, _labels([(*parts, where.resolve().name)[0] for parts in folders], where), part, left_out)
+
+
+def _labels(names, where):
+    "What folders are called, as one line of text; raises `GenbookError` where two would be called the same."
+    shown = {name: _shown(unicodedata.normalize("NFC", name)) for name in names}  # two ways to write an é are one name
+    alike = {unicodedata.normalize("NFC", name): label for name, label in shown.items()}
+    if len(set(alike.values())) < len(alike):
+        twice = next(label for label, n in Counter(alike.values()).items() if n > 1)
+        raise GenbookError(f"data: {_shown(where)} has two folders whose names read {twice!r}; rename one")
+    return [shown[name] for name in names]
 
 
 def counted(
@@ -357,17 +370,23 @@ def read_folder(
     sound = [i for i in (-found.part).argsort(stable=True).tolist() if i not in bad]  # the test images first: they stay
     digests = _file_digests([found.files[i] for i in sound]) if stream else [_digests(x[i : i + 1])[0] for i in sound]
     keep = sorted(sound[i] for i in _first(digests))
+    for label in sorted({found.labels[i] for i in sound} - {found.labels[i] for i in keep}):
+        found.left_out[f"class of copies alone ({label})"] = 1
     return found.keep(keep), None if stream else x[torch.tensor(keep, dtype=torch.int64)], len(sound) - len(keep)
 
 
 def check_enough(
-    part: Tensor,  # int64 (n,): of each picture, as in `Pictures`
+    found: Pictures,  # below a folder
     name: str,  # of the data set
 ) -> None:
-    "Raise `GenbookError` where a folder has too few pictures for its splits."
+    "Raise `GenbookError` where a folder has too few pictures for its splits, or a class none to train on."
+    part = found.part
     needed, there = 1 + sum(not (part == which).any() for which in (1, 2)), int((part == 0).sum())
     if there < needed:
         raise GenbookError(
             f"data: {_shown(name)!r} has {there} different picture{'s' * (there != 1)} to train on; needed are at least {needed}: "
             "one to train, and one each for validation and test where no folder has those"
         )
+    trained = {label for label, p in zip(found.labels, part.tolist(), strict=True) if p == 0}
+    if others := sorted({*found.labels} - trained):
+        raise GenbookError(f"data: {_shown(name)!r} has no different picture of {others[0]!r} to train on, only to validate or test")

@@ -307,6 +307,8 @@ def _estimate_norms(model, batches, step):
             x, y = x.to(step.device, step.dtype if x.is_floating_point() else None), None if y is None else y.to(step.device)
             if len(step.parts) > 1:
                 model.sample(len(x))
+                if hasattr(model, "reconstruct"):  # an encoder has norms as well
+                    model.reconstruct(x)
             else:
                 model.loss(x, y, it=step.it)
 

@@ -322,3 +322,30 @@ def test_a_class_needs_five_images():
     x, y = torch.randn(20, 3), torch.arange(20) % 2
     with pytest.raises(GenbookError, match="y: 2 samples or real images of class 0; at least 5 of each"):
         precision_recall_by_class(x[:4], y[:4], x, y)
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (64, 3, 2, 2)])
+def test_a_class_norm_scales_and_shifts_by_class(shape):
+    norm, h, y = ClassNorm(3, 4), 5 + 2 * torch.randn(shape, generator=generator()), torch.arange(64) % 4
+    torch.nn.init.normal_(norm.scale), torch.nn.init.normal_(norm.shift)
+    norm.labels = F.one_hot(y, 4).float()
+    wide = (64, 3, *[1] * (len(shape) - 2))
+    plain = F.batch_norm(h, None, None, training=True)
+    torch.testing.assert_close(norm(h), norm.scale[y].view(wide) * plain + norm.shift[y].view(wide), atol=1e-5, rtol=0)
+
+
+def test_truncation_narrows_samples_and_a_far_limit_changes_nothing():
+    model = build("digits", width=64).eval()
+    narrow, wide = (model.sample(200, 3, truncation=t, generator=generator()).std(0).mean() for t in (0.3, None))
+    assert narrow < wide
+    far, plain = (model.sample(4, 3, truncation=t, generator=generator()) for t in (9.0, None))
+    torch.testing.assert_close(far, plain, atol=1e-3, rtol=0)
+
+
+def test_precision_within_classes_sees_wrong_labels():
+    "Three clouds: half of their points against the other half is nearly all inside; under each other's labels nothing is."
+    y = torch.arange(300) % 3
+    x = torch.randn(300, 4, generator=generator()) + 20 * F.one_hot(y, 4)
+    half = torch.arange(300) < 150
+    right, wrong = (precision_recall_by_class(x[half], labels, x[~half], y[~half]) for labels in (y[half], (y[half] + 1) % 3))
+    assert right.shape == (3, 2) and right.min() > 0.7 and wrong.max() == 0

@@ -12,27 +12,29 @@ import torch
 from PIL import Image
 from torch import nn
 
-from genbook import from_pretrained, list_pretrained
+from genbook import create_model, from_pretrained, list_pretrained
 from genbook.core import GenbookError, assets
+from genbook.datasets import load
 from genbook.image_flows import ChannelNorm, ConcatELU, GatedBlock
 from genbook.javascript import in_page, pack
-from genbook.lab import explorers, figures
+from genbook.lab import explorers, figures, live
 from genbook.nn import TOWERS, ResBlock, decoder
+from genbook.style import mixed, truncated
 
 NODE = shutil.which("node")
 needs_node = pytest.mark.skipif(not NODE, reason="needs Node: no node is on the PATH (Debian: apt install nodejs)")
 PROGRAM = """
-const [script, file] = process.argv.slice(2), {net, codes} = JSON.parse(require("fs").readFileSync(file));
-require(script).network(net).then(f => console.log(JSON.stringify(codes.map(z => Array.from(f(z).data)))));
+const [script, file, way] = process.argv.slice(2), {net, codes} = JSON.parse(require("fs").readFileSync(file));
+require(script).network(net).then(f => console.log(JSON.stringify(codes.map(z => Array.from((way ? f[way] : f)(z).data)))));
 """
-SIZES = {"vae-mnist": 40, "gan-mnist": 100, "ae-mnist": 32, "realnvp-mnist": 784}
+SIZES = {"vae-mnist": 40, "gan-mnist": 100, "ae-mnist": 32, "realnvp-mnist": 784, "style-fashion": 64}
 
 
-def in_node(net, codes, folder):
+def in_node(net, codes, folder, *way):
     "What the script makes of codes, (b, d) -> (b, values), and what it says where it fails."
     (folder / "given.json").write_text(json.dumps({"net": net, "codes": codes.tolist()}))
     (folder / "run.js").write_text(PROGRAM)
-    done = subprocess.run([NODE, folder / "run.js", assets("explorer.js"), folder / "given.json"], capture_output=True, text=True)
+    done = subprocess.run([NODE, folder / "run.js", assets("explorer.js"), folder / "given.json", *way], capture_output=True, text=True)
     return (torch.tensor(json.loads(done.stdout)) if done.returncode == 0 else None), done.stderr
 
 
@@ -61,6 +63,32 @@ def test_the_script_decodes_pretrained_models_as_torch_does(name, tmp_path):
     assert out is not None, said
     assert (out - model.decode(z).flatten(1)).abs().max() < 1e-4  # of a flow: 0, since its pixels are whole numbers
     assert set(SIZES) < set(list_pretrained())
+
+
+@needs_node
+@pytest.mark.parametrize("coupling", ["affine", "logistics"])
+def test_the_script_goes_from_an_image_to_its_code(coupling, tmp_path):
+    model = create_model("realnvp_digits", (1, 8, 8), levels=17, coupling=coupling)
+    model = from_pretrained("realnvp-mnist") if coupling == "logistics" else random(model)
+    model.requires_grad_(False)
+    v = 0.02 + 0.96 * torch.rand(2, model.zdim, generator=torch.Generator().manual_seed(0))
+    out, said = in_node(in_page(model).packed(), v, tmp_path, "back")
+    assert out is not None, said
+    code = model.flow(model.logit(v.view(-1, *model.image_shape))[0])[0]
+    assert (out - code).abs().max() < 1e-4 * code.abs().max().clamp(min=1) and code.std() > 0.1
+
+
+@needs_node
+def test_the_script_truncates_and_mixes_styles(tmp_path):
+    model = from_pretrained("style-fashion").requires_grad_(False)
+    net, (a, b) = model.generator, drawn(2, 64, 3)
+    settings = [(psi, k) for psi in (0.0, 0.6, 1.0, 1.2) for k in (0, 2, net.layers)]
+    rows = torch.stack([torch.cat([a, b, torch.tensor([psi, float(k)])]) for psi, k in settings])
+    out, said = in_node(in_page(model).packed(), rows, tmp_path)
+    assert out is not None, said
+    styles = [mixed(*(truncated(net, net.styles(z[None]), psi) for z in (a, b)), k) for psi, k in settings]
+    assert (out - model.decode_styles(torch.cat(styles)).flatten(1)).abs().max() < 1e-4
+    assert (out[0] - out[2]).abs().max() < 1e-5 < (out[6] - out[8]).abs().max()  # at 0 all codes are one image
 
 
 LAYERS = {
@@ -235,6 +263,32 @@ def test_a_saved_page_answers_to_keys_and_touch_and_shows_what_torch_decodes(sav
 
 
 @needs_browser
+def test_a_page_goes_there_and_back_and_turns_both_dials_of_styles(tmp_path):
+    flow, gan = (from_pretrained(name).requires_grad_(False) for name in ("realnvp-mnist", "style-fashion"))
+    there = live.flow_explorer(flow, load("mnist-mini").test.float()[0][:2], pretrained="realnvp-mnist")
+    dials = live.style_explorer(gan, drawn(2, 64), pretrained="style-fashion")
+    body = there.page() + dials.page()
+    assert len(body) < 3_600_000  # the weights of two models
+    (tmp_path / "live.html").write_text(f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>t</title><body><main>{body}</main>')
+    with browser.opened() as (page, wrong):
+        page.goto((tmp_path / "live.html").as_uri())
+        by_script(page)
+        one, two = page.locator(".gb-explorer").all()
+        assert "784 of 784 pixels are as they were" in one.inner_text() and not wrong
+        image, back = one.locator("canvas").first, one.locator("canvas").last
+        assert image.evaluate(PIXELS) == back.evaluate(PIXELS)
+        one.locator("input[type=range]").first.fill("1")  # all the way to the other image
+        page.wait_for_timeout(4000)
+        assert back.evaluate(PIXELS) == (255 * load("mnist-mini").test.float()[0][1]).round().flatten().tolist()
+        psi, crossing = two.locator("input[type=range]").all()
+        psi.fill("1"), crossing.fill("2")
+        page.wait_for_timeout(2000)
+        w = gan.generator.styles(torch.tensor(dials.spec["codes"]))
+        expected = (255 * gan.decode_styles(mixed(w[:1], w[1:], 2))).round().flatten()
+        assert (torch.tensor(two.locator("canvas").nth(1).evaluate(PIXELS)) - expected).abs().max() <= 1
+
+
+@needs_browser
 @pytest.mark.parametrize("how", ["no script", "a script that fails"])
 def test_the_picture_stays_where_no_script_runs(how, saved):
     if how == "a script that fails":
@@ -260,16 +314,16 @@ def test_explorers_fit_a_phone(saved):
 @needs_browser
 def test_the_explorers_of_the_book_answer(book):
     "On the plain pages of the chapters with a pretrained model: each is mounted, and its page holds the weights once."
-    for name in ("11_vae", "21_realnvp", "30_gan", "40_autoregressive"):
+    for name in ("11_vae", "21_realnvp", "30_gan", "34_modern_gan", "40_autoregressive"):
         path = book / f"models/{name}.html"
         with browser.opened() as (page, wrong):
             page.goto(path.as_uri())
             by_script(page)
             assert not wrong and path.read_text().count("data-weights=") <= 2, name  # the weights, and where the script looks for them
             knob = page.locator(".gb-explorer input[type=range]").last
-            canvas = page.locator(".gb-explorer").last.locator("canvas").first
-            before = canvas.evaluate(PIXELS)
+            seen = lambda page=page: [c.evaluate(PIXELS) for c in page.locator(".gb-explorer").last.locator("canvas").all()]
+            before = seen()
             knob.focus()
             page.keyboard.press("Home")
             page.wait_for_timeout(3000 if name == "21_realnvp" else 500)
-            assert canvas.evaluate(PIXELS) != before, name
+            assert seen() != before, name

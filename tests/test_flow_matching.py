@@ -1,11 +1,13 @@
 "Flow matching: pairs within labels, jumps in training and in sampling, mistakes."
 
+import math
+
 import pytest
 import torch
 
 from genbook import create_model, from_pretrained
 from genbook.bijections import randomise
-from genbook.core import GenbookError
+from genbook.core import GenbookError, assert_close
 from genbook.lab.pretrained import export
 from genbook.lab.training import Training
 from genbook.models.flow_matching import COUPLINGS, FlowMatching, transport
@@ -44,7 +46,7 @@ def test_pairs_are_made_in_training_alone(coupling):
     assert found[True].equal(found[False]) == (coupling == "independent")
 
 
-@pytest.mark.parametrize("jumps", ["mean", "halves"])
+@pytest.mark.parametrize("jumps", ["mean", "halves", "distilled"])
 def test_jumps_are_trained_sampled_and_kept(jumps, tmp_path):
     how = {"steps": 12, "batch_size": 16, "warmup": 2, "every": 6}
     made = Training("flow_matching", "digits", None, f"digits_{jumps}", {"width": 8}, how, device="cpu")
@@ -56,6 +58,35 @@ def test_jumps_are_trained_sampled_and_kept(jumps, tmp_path):
     assert one.equal(twin.sample(4, 1, generator=generator()))  # one step, where nothing is said
     guided = made.model.sample(4, 1, guidance=2.0, steps=3, generator=generator())
     assert not guided.equal(made.model.sample(4, 1, sampler="heun", steps=3, generator=generator()))
+
+
+def test_velocities_are_learned_as_without_a_student():
+    how, found = {"steps": 4, "batch_size": 16, "warmup": 2, "jumps": {"steps": 3}}, {}
+    for config in ("digits", "digits_distilled"):
+        train = how if config != "digits" else {k: v for k, v in how.items() if k != "jumps"}
+        made = Training("flow_matching", "digits", None, config, {"width": 8}, train, device="cpu")
+        made.fit(progress=False)
+        found[config] = made.model
+    assert all(v.equal(found["digits_distilled"].net.state_dict()[k]) for k, v in found["digits"].net.state_dict().items())
+    few, net = (dict(m.named_parameters()) for m in (found["digits_distilled"].few, found["digits_distilled"].net))
+    assert not few["leave.2.weight"].equal(net["leave.2.weight"])  # the student has moved on
+
+
+def test_a_student_begins_as_its_teacher_and_jumps_further_and_further():
+    model = randomise(FlowMatching((1, 8, 8), jumps="distilled", **SMALL), 0.3).eval()
+    student, _ = model.stage("jumps", None)
+    xt, t, y = torch.randn(3, 1, 8, 8), torch.tensor(0.6), torch.tensor([0, 1, 2])
+    with torch.no_grad():
+        assert_close(model.average(xt, t, 0.2 * t, y), model.ask(xt, t, y))
+    low, high = model.path.span
+    for it, longest in ((0, 8), (999, 8), (1000, 4), (2000, 2), (3000, 1), (10**6, 1)):
+        t, s = student.jumps(400, 100, torch.tensor(it))
+        steps = ((high - low) / (t - s)).round()
+        assert (steps[:100] == 16).all() and steps[100:].min() == longest and steps[100:].max() == 8
+        assert abs((steps[100:] == longest).double().mean() - (1 if longest == 8 else 0.5 + 0.5 / (4 - math.log2(longest)))) < 0.13
+        assert s.min() >= low - 1e-6 and t.max() <= high + 1e-6
+        ends = (t - low) / (high - low) * steps  # whole steps of a walk
+        assert_close(ends, ends.round(), atol=1e-4, rtol=0)
 
 
 def test_a_jump_of_no_length_is_the_velocity():
@@ -88,6 +119,7 @@ def test_some_jumps_go_all_the_way_to_the_data(whole):
         ({"whole": 1.5}, ["whole", "1.5"]),
         ({"whole": -0.1}, ["whole", "-0.1"]),
         ({"steps": 0}, ["steps", "0"]),
+        ({"jumps": "distilled", "halving": 0}, ["halving", "0"]),
         ({"path": "strait"}, ["path", "did you mean 'straight'?"]),
         ({"jumps": "mean", "predict": "noise"}, ["predict", "velocity"]),
         ({"width": 0}, ["width"]),

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from genbook.core import GenbookError
 from genbook.measure.variety import modes_covered
@@ -68,6 +69,78 @@ def test_smoothing_is_of_real_images_only():
     assert abs(slope.item()) < 1e-6
     by_fake = [m.objective.critic(far, s, **m.targets) - m.objective.critic(far, far, **m.targets) for m in (plain, smooth)]
     torch.testing.assert_close(*by_fake)
+
+
+@pytest.mark.parametrize("sd", [1.0, 0.3, 0.1])
+def test_smoothing_bounds_the_score_above_and_not_its_slope(sd):
+    "The best smoothed score of N(1, sd^2) against N(-1, sd^2) is below log(0.9/0.1); far from the data it is as steep as without."
+    x = torch.linspace(-6 * sd, 2, 2001, dtype=torch.float64, requires_grad=True)
+    log_share = F.logsigmoid(2 * x / sd**2)  # log p / (p + q)
+    score = math.log(0.9) + log_share - torch.log1p(-0.9 * log_share.exp())
+    (slope,) = torch.autograd.grad(score.sum(), x)
+    assert score.max() <= math.log(0.9 / 0.1) + 1e-9
+    assert abs(slope.max().item() * sd**2 / 2 - 1) < 0.01
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_update_of_each_player_moves_its_own_answer(loss):
+    "The critic's raises D(x) - D(G(z)), the generator's raises D(G(z)): a wrong sign anywhere shows."
+    torch.manual_seed(0)
+    points, seen = 2 + torch.randn(512, 2), []
+
+    class Watched(PlaneGAN):
+        def after_step(self, part, terms):
+            torch.manual_seed(1)  # always the same noise
+            with torch.no_grad():
+                now = self.critic_loss(points)
+            seen.append(((now.real - now.fake).mean().item(), now.fake.mean().item()))
+
+    step = Step(Watched(loss=loss), lr=1e-3, optimizer="sgd", device="cpu")
+    step.model.after_step("before", {})
+    step(points)
+    before, between, after = seen
+    assert between[0] > before[0] and after[1] > between[1]
+
+
+def line(mean, std):
+    "Points of a Gaussian on the line."
+    return lambda n, g: mean + std * torch.randn(n, 1, generator=g)
+
+
+def test_a_good_critic_silences_the_minimax_loss():
+    "Data far from the generator, a critic trained for a moment: which gradient arrives at the generator under both losses?"
+    torch.manual_seed(0)
+    minimax, other = (PlaneGAN(1, width=32, loss=name) for name in ("minimax", "non_saturating"))
+    step = Step(minimax, lr=1e-30, betas=(0.5, 0.999), parts={"critic": {"lr": 1e-2}}, device="cpu")
+    fit(step, Draws(line(6.0, 0.1), 64), 100, progress=False)
+    other.load_state_dict(minimax.state_dict())
+    arrives = []
+    for model in (minimax, other):
+        torch.manual_seed(1)
+        total = model.generator_loss(torch.zeros(256, 1)).total.mean()
+        gradients = torch.autograd.grad(total, list(model.generator.parameters()))
+        arrives.append(torch.cat([g.flatten() for g in gradients]).norm().item())
+    assert arrives[1] > 30 * arrives[0] > 0
+
+
+def test_what_is_left_of_the_least_squares_loss_is_a_divergence():
+    "Of a trained critic: 1/4 - chi2/8, here for N(-1, 0.5^2) against N(1, 0.5^2), summed over a grid."
+
+    class Known(PlaneGAN):
+        def fake(self, n, y=None):
+            return 1 + 0.5 * torch.randn(n, 1)
+
+        def parts(self):
+            return {"critic": (self.critic, "critic_loss")}
+
+    torch.manual_seed(0)
+    step = Step(Known(1, width=32, loss="least_squares"), lr=1e-2, betas=(0.9, 0.99), schedule=cosine(300), ema=0.98, device="cpu")
+    fit(step, Draws(line(-1.0, 0.5), 512), 300, progress=False)
+    with torch.no_grad():
+        left = step.eval_model().critic_loss(line(-1.0, 0.5)(20_000, torch.Generator().manual_seed(5))).total.mean().item()
+    t = torch.linspace(-5, 5, 2001, dtype=torch.float64)
+    p, q = (torch.distributions.Normal(m, 0.5).log_prob(t).exp() for m in (-1.0, 1.0))
+    assert abs(left - (0.25 - ((p - q) ** 2 / (p + q).clamp_min(1e-300)).sum().item() * 0.005 / 8)) < 0.005
 
 
 def test_a_penalty_is_added_to_the_critics_loss_alone():

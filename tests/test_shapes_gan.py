@@ -1,5 +1,7 @@
 "Layers of the GANs of the source reports, as the reports list them, against `genbook.models.gan`; and that all of them are experiments."
 
+import math
+
 import pytest
 import torch
 from test_shapes_vae import RELU, act, bn, conv, describe, lin
@@ -140,6 +142,21 @@ def test_output_is_tanh_of_the_last_layer():
     model, z = GAN((3, 64, 64), **CONFIGS["dcgan_s4"]).eval(), torch.randn(2, 100)
     torch.testing.assert_close(model.decode(z), (model.generator(z).tanh() + 1) / 2)
     torch.testing.assert_close(model.score(model.decode(z)), model.critic(model.generator(z).tanh()))
+
+
+def test_a_sigmoid_before_the_last_layer_halves_what_the_first_layer_learns():
+    "S3's listing ends its convolutions in a sigmoid where one on the output was probably meant."
+    lengths = []
+    for name in ("lsgan_s3", "lsgan_s3_corrected"):
+        torch.manual_seed(0)
+        model, x = GAN((1, 32, 32), **CONFIGS[name]), torch.rand(32, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+        (g,) = torch.autograd.grad(model.score(x).sum(), model.critic.features[0].weight)
+        lengths.append(g.norm().item())
+    assert 0 < lengths[0] < 0.5 * lengths[1]
+
+
+def test_losses_that_s4_prints_are_the_answers_that_the_chapter_reads_in_them():
+    assert abs(math.exp(-0.2932) - 0.746) < 5e-4 and abs(math.exp(-8.1885) - 0.0003) < 5e-5
 
 
 @pytest.mark.parametrize("config, std", [("dcgan_s4", 0.02), ("lsgan_s3", None)])

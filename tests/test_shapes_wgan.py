@@ -70,3 +70,16 @@ def test_every_wgan_of_the_reports_is_an_experiment():
         assert plan["config"] == "clip_s3" and plan["dataset"] == name.rpartition("-")[2]
     assert settings("wgan-clip-s3-cifar10-long")["train.epochs"] == 100
     assert {p.experiment for p in printed} == {"wgan-clip-s3-mnist", "wgan-clip-s3-cifar10", "wgan-clip-s3-cifar10-long"}
+
+
+def test_with_batch_norm_a_score_depends_on_the_company_of_its_image():
+    "S3's critic before any training: by a quarter of the spread of scores, which the limit of the weights does not limit."
+    x, spread, change = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0)), {}, {}
+    for net in ("dcgan_s3", "dcgan_s3_plain"):
+        torch.manual_seed(0)
+        model = WGAN((1, 32, 32), **(CONFIGS["clip_s3"] | {"net": net}))
+        with torch.no_grad():
+            whole, few = model.score(x), model.score(x[:4])
+        spread[net], change[net] = whole.std().item(), (whole[:4] - few).abs().max().item()
+    assert change["dcgan_s3"] > 0.1 * spread["dcgan_s3"] and change["dcgan_s3_plain"] < 1e-3 * spread["dcgan_s3_plain"]
+    assert spread["dcgan_s3"] > 3 * spread["dcgan_s3_plain"]

@@ -57,7 +57,8 @@
     sigmoid: function () { return sigmoid; },
     softplus: function () { return function (v) { return Math.max(v, 0) + Math.log1p(Math.exp(-Math.abs(v))); }; },
     affine: function (l) { return function (v) { return l.scale * v + l.shift; }; },
-    clamp: function (l) { return function (v) { return Math.min(l.high, Math.max(l.low, v)); }; }
+    clamp: function (l) { return function (v) { return Math.min(l.high, Math.max(l.low, v)); }; },
+    logit: function () { return function (v) { return Math.log(v) - Math.log1p(-v); }; }
   };
 
   function map(x, f) {
@@ -221,7 +222,28 @@
       }
       return { data: out, shape: [c, 2 * h, 2 * v] };
     },
-    coupling_inverse: function (x, l, w) { return uncoupled(x, l, w); },
+    squeeze: function (x) { // (c, 2h, 2w) -> (4c, h, w)
+      var c = x.shape[0], h = x.shape[1] / 2, v = x.shape[2] / 2, out = new Float32Array(x.data.length);
+      for (var i = 0; i < out.length; i++) {
+        var q = i % v, y = Math.floor(i / v) % h, k = Math.floor(i / v / h), d = k % 4;
+        out[i] = x.data[(Math.floor(k / 4) * 2 * h + 2 * y + (d >> 1)) * 2 * v + 2 * q + (d & 1)];
+      }
+      return { data: out, shape: [4 * c, h, v] };
+    },
+    coupling_inverse: function (x, l, w) { return coupled(x, l, w, uncoupledElement); },
+    coupling: function (x, l, w) { return coupled(x, l, w, coupledElement); },
+    styled: styled,
+    multi_scale: function (x, l, w) { // stages from the first to the last; half of the channels of all but these leaves early
+      var y = { data: x.data, shape: l.shape }, parts = [];
+      l.stages.forEach(function (stage) {
+        y = run(stage.layers, y, w);
+        if (!stage.splits) return;
+        parts.push(part(y, y.shape[0] / 2, y.shape[0]).data);
+        y = part(y, 0, y.shape[0] / 2);
+      });
+      var all = [].concat.apply([], parts.concat([y.data]).map(function (p) { return Array.from(p); }));
+      return { data: Float32Array.from(all), shape: [all.length] };
+    },
     multi_scale_inverse: function (x, l, w) { // stages from the last to the first; what left early comes back
       var at = 0, parts = l.shapes.map(function (shape) {
         var n = shape[0] * shape[1] * shape[2];
@@ -240,39 +262,99 @@
   };
   Object.keys(POINTWISE).forEach(function (name) { ops[name] = function (x, l) { return map(x, POINTWISE[name](l)); }; });
 
-  // x of a coupling's y: affine, and where there are components the quantile of a mixture of logistics, by bisection
-  function uncoupled(y, l, w) {
-    var mask = w[l.mask], n = y.data.length, plane = n / y.shape[0], kept = function (i) { return mask[mask.length === y.shape[0] ? Math.floor(i / plane) : i % mask.length]; };
-    var given = { data: y.data.map(function (v, i) { return v * kept(i); }), shape: y.shape };
-    var theta = run(l.layers, given, w).data, limits = w[l.limit], K = l.components, out = new Float32Array(n);
+  // A coupling: what the mask keeps decides how each other element is changed.
+  function coupled(x, l, w, element) {
+    var mask = w[l.mask], n = x.data.length, plane = n / x.shape[0], kept = function (i) { return mask[mask.length === x.shape[0] ? Math.floor(i / plane) : i % mask.length]; };
+    var given = { data: x.data.map(function (v, i) { return v * kept(i); }), shape: x.shape };
+    var theta = run(l.layers, given, w).data, limits = w[l.limit], out = new Float32Array(n);
     for (var i = 0; i < n; i++) {
-      if (kept(i) > 0) { out[i] = y.data[i]; continue; }
-      var limit = Math.exp(limits[Math.floor(i / plane)]), s = limit * Math.tanh(theta[i] / limit), v = y.data[i] * Math.exp(-s) - theta[n + i];
-      out[i] = K ? quantile(v, theta, n, i, K) : v;
+      var limit = Math.exp(limits[Math.floor(i / plane)]);
+      out[i] = kept(i) > 0 ? x.data[i] : element(x.data[i], limit * Math.tanh(theta[i] / limit), theta[n + i], theta, n, i, l.components);
     }
-    return { data: out, shape: y.shape };
+    return { data: out, shape: x.shape };
   }
 
-  function quantile(logit, theta, n, i, K) {
-    var weight = [], mean = [], rate = [], total = 0, low = Infinity, high = -Infinity, k;
-    for (k = 0; k < K; k++) {
-      var scale = Math.exp(2 * Math.tanh(theta[(2 + 2 * K + k) * n + i] / 2));
-      weight.push(theta[(2 + k) * n + i]); rate.push(1 / scale);
-      mean.push(theta[(2 + K + k) * n + i] + (K > 1 ? -1 + 2 * k / (K - 1) : -1));
-      low = Math.min(low, mean[k] + scale * logit); high = Math.max(high, mean[k] + scale * logit);
-    }
-    var most = Math.max.apply(null, weight);
-    weight = weight.map(function (a) { return Math.exp(a - most); });
-    total = weight.reduce(function (a, b) { return a + b; });
+  function coupledElement(x, s, t, theta, n, i, K) { return ((K ? mixture(theta, n, i, K).logit(x) : x) + t) * Math.exp(s); }
+
+  function uncoupledElement(y, s, t, theta, n, i, K) { // where there are components the quantile of their mixture, by bisection
+    var v = y * Math.exp(-s) - t;
+    if (!K) return v;
+    var m = mixture(theta, n, i, K), low = m.lowest(v), high = m.highest(v);
     for (var step = 0; step < 50; step++) {
-      var middle = (low + high) / 2, up = 0, down = 0;
-      for (k = 0; k < K; k++) {
-        var t = (middle - mean[k]) * rate[k];
-        up += weight[k] * sigmoid(t); down += weight[k] * sigmoid(-t);
-      }
-      if (Math.log(up / total) - Math.log(down / total) > logit) high = middle; else low = middle;
+      var middle = (low + high) / 2;
+      if (m.logit(middle) > v) high = middle; else low = middle;
     }
     return (low + high) / 2;
+  }
+
+  function mixture(theta, n, i, K) { // of logistics: the logit of its distribution function, and the quantiles of the outermost components
+    var weight = [], mean = [], scale = [], k;
+    for (k = 0; k < K; k++) {
+      weight.push(theta[(2 + k) * n + i]); scale.push(Math.exp(2 * Math.tanh(theta[(2 + 2 * K + k) * n + i] / 2)));
+      mean.push(theta[(2 + K + k) * n + i] + (K > 1 ? -1 + 2 * k / (K - 1) : -1));
+    }
+    var most = Math.max.apply(null, weight), ends = function (logit) { return mean.map(function (m, k) { return m + scale[k] * logit; }); };
+    weight = weight.map(function (a) { return Math.exp(a - most); });
+    return {
+      logit: function (x) {
+        var up = 0, down = 0;
+        for (var k = 0; k < K; k++) { var t = (x - mean[k]) / scale[k]; up += weight[k] * sigmoid(t); down += weight[k] * sigmoid(-t); }
+        return Math.log(up) - Math.log(down);
+      },
+      lowest: function (logit) { return Math.min.apply(null, ends(logit)); },
+      highest: function (logit) { return Math.max.apply(null, ends(logit)); }
+    };
+  }
+
+  // ---- a generator by styles: the code, or two codes, how far they are drawn to the mean, and how many layers are of the first
+
+  function styled(x, l, w) {
+    var d = l.dim, two = x.data.length > d, psi = two ? x.data[2 * d] : 1, crossing = two ? x.data[2 * d + 1] : l.convs.length;
+    var styles = (two ? [x.data.slice(0, d), x.data.slice(d, 2 * d)] : [x.data]).map(function (z) { return run(l.mapping, { data: z, shape: [d] }, w); });
+    styles.forEach(function (s) { l.mean.forEach(function (m, i) { s.data[i] = m + psi * (s.data[i] - m); }); });
+    var y = { data: w[l.constant], shape: l.shape }, image = null;
+    l.convs.forEach(function (conv, i) {
+      var style = styles[i < crossing ? 0 : 1], last = i === l.convs.length - 1;
+      y = modulated(y, conv, style, w);
+      if (conv.up) y = doubled(y);
+      y = noisy(y, conv, l, w);
+      if (i % 2) return;
+      var drawn = modulated(y, l.images[i / 2], style, w);
+      image = image ? combined(image, drawn, function (a, b) { return a + b; }) : drawn;
+      if (!last) image = doubled(image);
+    });
+    return image;
+  }
+
+  function modulated(x, l, style, w) { // a convolution of channels that a style scales, divided by the length of the scaled kernel
+    var s = linear(style, { weight: l.scales[0], bias: l.scales[1], shape: [x.shape[0], style.data.length] }, w).data;
+    var zero = new Float64Array(s.length), y = conv(scaled(x, s, zero), l, w), W = w[l.weight], O = l.shape[0], C = l.shape[1], each = l.shape[2] * l.shape[3];
+    if (!l.demodulate) return y;
+    var lengths = new Float64Array(O);
+    for (var o = 0; o < O; o++) {
+      for (var c = 0; c < C; c++) for (var k = 0; k < each; k++) lengths[o] += Math.pow(s[c] * W[(o * C + c) * each + k], 2);
+      lengths[o] = 1 / Math.sqrt(lengths[o] + 1e-8);
+    }
+    return scaled(y, lengths, new Float64Array(O));
+  }
+
+  function noisy(x, conv, l, w) { // fixed noise, a bias for each channel, a leaky rectifier
+    var n = x.data.length / x.shape[0], strength = w[conv.strength][0], noise = w[conv.noise], bias = w[conv.offset], out = new Float32Array(x.data.length);
+    for (var i = 0; i < out.length; i++) {
+      var v = x.data[i] + strength * noise[i % n] + bias[Math.floor(i / n)];
+      out[i] = l.gain * (v > 0 ? v : l.slope * v);
+    }
+    return { data: out, shape: x.shape };
+  }
+
+  function doubled(x) { // linearly between the places
+    var H = x.shape[1], V = x.shape[2], out = new Float32Array(4 * x.data.length);
+    function ends(i, n) { var at = Math.max(0, i / 2 - 0.25), low = Math.floor(at); return [low, Math.min(n - 1, low + 1), at - low]; }
+    for (var c = 0; c < x.shape[0]; c++) for (var y = 0; y < 2 * H; y++) for (var q = 0, a = ends(y, H); q < 2 * V; q++) {
+      var b = ends(q, V), at = function (r, k) { return x.data[(c * H + r) * V + k]; };
+      out[(c * 2 * H + y) * 2 * V + q] = (1 - a[2]) * ((1 - b[2]) * at(a[0], b[0]) + b[2] * at(a[0], b[1])) + a[2] * ((1 - b[2]) * at(a[1], b[0]) + b[2] * at(a[1], b[1]));
+    }
+    return { data: out, shape: [x.shape[0], 2 * H, 2 * V] };
   }
 
   function run(layers, x, w) {
@@ -282,10 +364,13 @@
     }, x);
   }
 
-  function network(net) { // {layers, packs} -> a promise of a function of a code
+  function network(net) { // {layers, packs, back} -> a promise of a function of a code, which may have a way back
     return Promise.all(net.packs.map(unpacked)).then(function (found) {
       var w = Object.assign.apply(null, [{}].concat(found));
-      return function (z) { return run(net.layers, { data: Float32Array.from(z), shape: [z.length] }, w); };
+      function through(layers) { return function (z) { return run(layers, { data: Float32Array.from(z), shape: [z.length] }, w); }; }
+      var f = through(net.layers);
+      if (net.back) f.back = through(net.back); // of a flow: from an image to its code
+      return f;
     });
   }
 
@@ -326,7 +411,7 @@
     ".gb-controls input[type=range]{width:100%;min-height:1.75rem;margin:0;touch-action:pan-y}.gb-controls select,.gb-controls button{font:inherit;min-height:2rem;max-width:100%}" +
     ".gb-controls output{text-align:right;font-variant-numeric:tabular-nums}.gb-explorer canvas{max-width:100%;height:auto;image-rendering:pixelated;background:#000;outline:1px solid #888}" +
     ".gb-pad{position:relative;touch-action:none;cursor:crosshair;line-height:0;max-width:100%}.gb-pad i{position:absolute;width:14px;height:14px;margin:-7px;border:2px solid #fff;outline:2px solid #d55e00;border-radius:50%;pointer-events:none}" +
-    ".gb-pad:focus-visible{outline:3px solid #0072b2;outline-offset:2px}.gb-note{font-size:.85rem;margin:.2rem 0 0;line-height:1.35}";
+    ".gb-pad:focus-visible{outline:3px solid #0072b2;outline-offset:2px}.gb-told{margin:0}.gb-told canvas{width:min(140px,27vw)!important}.gb-told figcaption{font-size:.85rem;text-align:center}.gb-note{font-size:.85rem;margin:.2rem 0 0;line-height:1.35}";
 
   function made(tag, about, parent) {
     var e = document.createElement(tag);
@@ -365,6 +450,12 @@
   function screen(parent, v, h, label, wide) {
     var canvas = made("canvas", { width: v, height: h, role: "img", "aria-label": label }, parent);
     canvas.style.width = (wide || v * Math.max(1, Math.round(224 / v))) + "px";
+    return canvas;
+  }
+
+  function told(parent, size, words) { // a screen with its name below
+    var figure = made("figure", { className: "gb-told" }, parent), canvas = screen(figure, size[1], size[0], words, 140);
+    made("figcaption", { textContent: words }, figure);
     return canvas;
   }
 
@@ -452,6 +543,48 @@
       temperature = slider(controls, { label: "temperature", min: spec.range[0], max: spec.range[1], step: 0.02 }, draw);
       seed = slider(controls, { label: "seed", min: 0, max: 99, step: 1, digits: 0 }, draw);
       temperature.set(1); seed.set(0); draw();
+    },
+    flow: function (spec, live, controls, f) { // an image, its code, and the image of a code on the way to another, at a temperature
+      var screens = ["the image", "its code", "back, on the way and times T"].map(function (words) { return told(live, spec.size, words); });
+      var start, end, t, temperature, codes = [], said, n = spec.starts.length;
+      function show(i, x) { paint(screens[i].getContext("2d"), { data: x.data, shape: spec.shape }); }
+      function noisy(i) { // an image with noise in its bins, as whole numbers of two bytes
+        var b = bytes(spec.starts[i]), v = [];
+        for (var k = 0; k < b.length; k += 2) v.push((b[k] + 256 * b[k + 1] + 0.5) / 65536);
+        return v;
+      }
+      function code(i) { return Array.from(f.back(noisy(i)).data); }
+      var draw = later(function () { show(2, f(between(codes[0], codes[1], t.get(), "great circle").map(function (v) { return temperature.get() * v; }))); });
+      function begin(z, image) { // at temperature 1 the way there and back changes nothing
+        codes[0] = z;
+        var again = f(z), same = 0;
+        if (image) image.forEach(function (v, i) { same += Math.abs(v - again.data[i]) < 1e-4; });
+        show(0, { data: image || again.data }); show(1, { data: z.map(sigmoid) });
+        said.textContent = image ? "There and back at T = 1: " + same + " of " + z.length + " pixels are as they were." : "A code that was drawn, and its image.";
+        temperature.set(1); t.set(0); show(2, again);
+      }
+      function given(i) {
+        begin(code(i), noisy(i).map(function (p) { return Math.floor(p * spec.levels) / (spec.levels - 1); }));
+      }
+      start = menu(controls, { label: "begin with", options: spec.names }, function () { given(start.get()); });
+      end = menu(controls, { label: "on the way to", options: spec.names }, function () { codes[1] = code(end.get()); draw(); });
+      t = slider(controls, { label: "t", min: 0, max: 1, step: 0.02 }, draw);
+      temperature = slider(controls, { label: "temperature T", min: spec.range[0], max: spec.range[1], step: 0.02 }, draw);
+      button(controls, "a random code", function () { begin(draws(codes[0].length, Math.floor(1e9 * Math.random()))); });
+      said = made("p", { className: "gb-note", "aria-live": "polite" }, controls);
+      end.set(n - 1); codes[1] = code(n - 1); given(0);
+    },
+    styled: function (spec, live, controls, f) { // two codes, and the image whose coarse layers are of the first
+      var screens = ["one code", "both", "another code"].map(function (words) { return told(live, spec.size, words); }), codes, psi, crossing;
+      function show(i, a, b, layers) { paint(screens[i].getContext("2d"), f(a.concat(b, [psi.get(), layers]))); }
+      var draw = later(function () {
+        show(0, codes[0], codes[0], 0); show(1, codes[0], codes[1], crossing.get()); show(2, codes[1], codes[1], 0);
+      });
+      function pair(seed) { return [2 * seed, 2 * seed + 1].map(function (s) { return draws(spec.dim, s); }); }
+      psi = slider(controls, { label: "truncation ψ", min: 0, max: 1.2, step: 0.02 }, draw);
+      crossing = slider(controls, { label: "layers of one", min: 0, max: spec.layers, step: 1, digits: 0 }, draw);
+      button(controls, "two new codes", function () { codes = pair(Math.floor(1e6 * Math.random())); draw(); });
+      codes = spec.codes; psi.set(0.7); crossing.set(Math.ceil(spec.layers / 2)); draw();
     },
     frames: function (spec, live, controls) { // pictures that were made before, one for each setting
       var canvas = screen(live, spec.size[1], spec.size[0], spec.label, spec.wide), image = new Image(), knobs = [];

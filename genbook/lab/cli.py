@@ -20,7 +20,7 @@ import click
 
 from ..core import GenbookError, project_root
 from . import experiments, grid, jobs, launch, show, tables
-from .commands import FOLDER, PARAMS, RUNS, cli
+from .commands import FOLDER, PARAMS, RUNS, Number, cli
 
 # %% ../../nbs/lab/26_cli.ipynb #b8e1efff
 @cli.command("list")
@@ -39,7 +39,9 @@ def list_(name, models):
     if models:
         from genbook.lab.zoo import list_models
 
-        return click.echo("\n".join(list_models(name or "*")))
+        if not (found := list_models(name or "*")):
+            raise GenbookError(f"list: no model matches {name!r}")
+        return click.echo("\n".join(found))
     _checkout("list", "the models are shown by genbook list --models")
     if name is None or set(name) & set("*?[") or name == "suites" or name[:2].isdigit():
         if not show.print_experiments(name or "*"):
@@ -72,7 +74,7 @@ def _needs(what, package, extra):
 @click.option("--workers", type=click.IntRange(1), help="Runs at a time.  [default: one per core]")
 @click.option("--devices", type=int, default=1, metavar="N", help="GPUs, or processes on a CPU, for each run.  [default: 1]")
 @click.option("--cluster", metavar="tcp://HOST:PORT", help="Run on the workers of this Dask scheduler.")
-@click.option("--time-limit", type=click.FloatRange(min=0, min_open=True), metavar="MINUTES", help="Stop a run that takes longer.")
+@click.option("--time-limit", type=Number(), metavar="MINUTES", help="Stop a run that takes longer.")
 @click.option("--whole", is_flag=True, help="Execute whole chapters, not only what they train and measure.")
 @click.option("--retry-failed", is_flag=True, help="Only those whose last start failed.")
 @click.option("--force", is_flag=True, help="Repeat runs, those that are done too, from the start.")
@@ -94,18 +96,18 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, who
     if not all(name.endswith(".ipynb") for name in names):
         _checkout("run")
     _needs("run", "papermill", "lab")
-    if cluster and devices != 1:
+    if cluster is not None and devices != 1:
         raise GenbookError(f"--devices: {devices} with --cluster; allowed: 1, since a cluster's worker makes a run on one device")
     folder, notes = (folder or launch.runs_root()).resolve(), {}
     todo = _jobs(names, _sound(params) if skip_damaged else params, _seeds(seeds))
     if retry_failed:
         todo = [j for j in todo if launch.has_failed(folder / j.experiment / j.id)]
     new = [j for j in todo if force or measure or not launch.is_done(folder / j.experiment / j.id)]
-    if wrong := jobs.mistakes(new, here=not cluster, notes=notes):
+    if wrong := jobs.mistakes(new, here=cluster is None, notes=notes):
         raise GenbookError("\n".join(wrong))
     for note in notes:
         click.echo(f"genbook: {note}", err=True)
-    with grid.cluster(cluster) if cluster else nullcontext() as executor, show.Progress(todo, folder) as progress:
+    with nullcontext() if cluster is None else grid.cluster(cluster) as executor, show.Progress(todo, folder) as progress:
         how = {"workers": workers, "devices": devices, "limit": time_limit and 60 * time_limit, "whole": whole}
         outcomes = grid.run_jobs(todo, folder, executor=executor, report=progress, force=force, measure=measure, **how)
     if not outcomes:
@@ -126,7 +128,7 @@ def run(names, params, seeds, folder, workers, devices, cluster, time_limit, who
 def _seeds(text):
     "Seeds of a text, e.g. 0,1,2."
     try:
-        return [int(s) for s in text.split(",")] if text else None
+        return None if text is None else [int(s) for s in text.split(",")]
     except ValueError:
         raise GenbookError(f"--seeds: {text!r} is not a list of whole numbers, e.g. 0,1,2") from None
 
@@ -309,7 +311,7 @@ def main() -> None:
     "The `genbook` command."
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by who started it
-            setattr(sys, name, open(os.devnull, "w"))
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
     for stream in filter(None, (sys.stdout, sys.stderr)):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")  # a terminal that has no ±
@@ -332,7 +334,7 @@ def main() -> None:
         _fail(130, "stopped; the same command goes on from here")
     except OSError as e:
         if e.errno in (errno.EPIPE, errno.ENOSPC, errno.EBADF):  # nothing more can be written there, not even at exit
-            sys.stdout = open(os.devnull, "w")
+            sys.stdout = open(os.devnull, "w", encoding="utf-8")
         if e.errno in (errno.EPIPE, errno.EBADF):
             sys.exit(141)
         where = e.filename or ("the output" if e.errno == errno.ENOSPC else "")

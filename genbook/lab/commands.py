@@ -6,9 +6,11 @@
 __all__ = ['train', 'sample', 'export', 'data']
 
 # %% ../../nbs/lab/20_commands.ipynb #56735a21
+import math
 import os
 import signal
 import sys
+from collections import Counter
 from importlib import import_module
 from pathlib import Path
 
@@ -22,12 +24,28 @@ class Place(click.Path):
     "A path, with ~ as the home folder where no shell has seen to it."
 
     def convert(self, value, param, ctx):
+        if not str(value).strip():
+            self.fail("an empty path", param, ctx)
         return super().convert(os.path.expanduser(value), param, ctx)
+
+
+class Number(click.FloatRange):
+    "A finite number above 0."
+
+    def __init__(self):
+        super().__init__(min=0, min_open=True)
+
+    def convert(self, value, param, ctx):
+        found = super().convert(value, param, ctx)
+        return found if math.isfinite(found) else self.fail(f"{found} is not finite.", param, ctx)
 
 
 FOLDER = Place(path_type=Path, file_okay=False)
 RUNS = click.option("--dir", "folder", type=FOLDER, help="Folder of all runs.  [default: runs/]")
-OWN = click.option("--import", "module", type=Place(exists=True, path_type=Path), help="A Python file that registers your model.")
+SEED = click.IntRange(0, 2**63 - 1)
+OWN = click.option(
+    "--import", "module", type=Place(exists=True, dir_okay=False, path_type=Path), help="A Python file that registers your model."
+)
 PARAMS = click.option("-p", "--param", "params", nargs=2, multiple=True, metavar="NAME VALUE", help="Another value of a setting.")
 
 
@@ -60,10 +78,10 @@ def cli():
 @click.option("--config", default="vae_resnet", show_default=True, help="The model: one of `genbook list --models`.")
 @click.option("--size", type=click.IntRange(8, 64), default=32, show_default=True, help="Pixels of a side.")
 @click.option("--steps", type=click.IntRange(1), help="Length of the training.  [default: the chapter's, scaled to the pictures]")
-@click.option("--minutes", type=click.FloatRange(0, min_open=True), help="About how long, instead of steps.")
+@click.option("--minutes", type=Number(), help="About how long, instead of steps.")
 @click.option("--batch-size", type=click.IntRange(1), help="Pictures of a step.  [default: the chapter's]")
-@click.option("--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: the chapter's, scaled to the size]")
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of splits, weights and noise.")
+@click.option("--lr", type=Number(), help="Learning rate.  [default: the chapter's, scaled to the size]")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of splits, weights and noise.")
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1 or mps.")
 @click.option("--out", type=FOLDER, help="Where to write.  [default: MODEL-FOLDER, here]")
 @click.option("--skip-damaged", is_flag=True, help="Leave out files that cannot be read.")
@@ -90,17 +108,23 @@ def train(source, module, **how):
 
 def _register(module):
     "Import a Python file of the user, which registers a model."
-    if module:
-        sys.path.insert(0, str(module.resolve().parent))
-        import_module(module.stem)
+    if module is None:
+        return
+    sys.path.insert(0, str(module.resolve().parent))
+    try:
+        found = import_module(module.stem)
+    except Exception as e:  # of any kind: it is the user's code
+        raise GenbookError(f"--import: {module}: {' '.join(f'{type(e).__name__}: {e}'.split())}") from e
+    if Path(getattr(found, "__file__", None) or "").resolve() != module.resolve():
+        raise GenbookError(f"--import: {module} has the name of another module, {module.stem}; rename it")
 
 # %% ../../nbs/lab/20_commands.ipynb #89bbb9e5
 @cli.command()
 @click.argument("name")
-@click.option("-n", "n", type=click.IntRange(1), default=64, show_default=True, help="How many.")
+@click.option("-n", "n", type=click.IntRange(1, 10_000), default=64, show_default=True, help="How many.")
 @click.option("--out", type=Place(path_type=Path, dir_okay=False), default="grid.png", show_default=True, help="The picture.")
 @PARAMS
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the noise.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the noise.")
 @OWN
 def sample(name, n, out, params, seed, module):
     """Draw from a trained model: a folder of `genbook train` or `genbook export`, or the name of a pretrained one.
@@ -111,11 +135,12 @@ def sample(name, n, out, params, seed, module):
     genbook sample my-model
     genbook sample my-model -n 100 -p temperature 0.7 --out cold.png
     """
-    from genbook.lab.own import sheet
+    from genbook.lab.own import check_sheet, sheet
     from genbook.lab.pretrained import from_pretrained
     from genbook.measure.protocol import draw
 
     _register(module)
+    check_sheet(out)
     model = from_pretrained(name)
     click.echo(sheet(out, draw(model, n, seed, **_how(model.sample, params))))
 
@@ -124,7 +149,7 @@ def _how(sample, params):
     "Values for a method `sample`, read by its annotations."
     import inspect
 
-    from genbook.core import Parameter, nearest
+    from genbook.core import Parameter, check_number, nearest
 
     known = {}
     for p in list(inspect.signature(sample).parameters.values())[1:]:
@@ -134,7 +159,12 @@ def _how(sample, params):
     for key, _ in params:
         if key not in known:
             raise GenbookError(f"-p: {key!r} is not one of {', '.join(known)}{nearest(key, known)}")
-    return {key: known[key].read(text) for key, text in params}
+    if twice := [key for key, n in Counter(key for key, _ in params).items() if n > 1]:
+        raise GenbookError(f"-p: {twice[0]} is given twice; allowed: once")
+    found = {key: known[key].read(text) for key, text in params}
+    if "temperature" in found:
+        check_number("temperature", found["temperature"], zero=True)
+    return found
 
 # %% ../../nbs/lab/20_commands.ipynb #6a8e8303
 @cli.command()

@@ -33,17 +33,40 @@ def notebook_path(
         raise GenbookError(f"notebook: there is no {notebook!r} in {nbs}{nearest(notebook, known)}")
     return nbs / f"{notebook}.ipynb"
 
+# %% ../../nbs/lab/01_experiments.ipynb #92a2a570
+def _is(value, kind):
+    "`value` if it is of that kind, otherwise `TypeError`."
+    if not isinstance(value, kind):
+        raise TypeError
+    return value
+
+
+def _cell(c):
+    "A cell with its source as one text, and its tags."
+    if c["cell_type"] not in ("code", "markdown", "raw"):
+        raise TypeError
+    tags = (c.get("metadata") or {}).get("tags")
+    return c | {"source": "".join(_is(c.get("source", ""), (str, list))), "tags": tags if isinstance(tags, list) else []}
+
 
 def cells_of(
     path: Path,  # a notebook
 ) -> list[dict]:
-    "The cells of a notebook; raises `GenbookError` for a file that is none, or truncated."
+    "The cells of a notebook; raises `GenbookError` for a file that is none, truncated, of another version or another language."
     try:
-        cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
-        return [{"source": ""} | c | {"tags": (c.get("metadata") or {}).get("tags") or []} for c in cells]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raw = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        if raw.get("nbformat", 4) != 4:
+            raise GenbookError(f"notebook: {path} has version {raw['nbformat']!r} of the format; allowed: 4, as JupyterLab saves it")
+        language = ((raw.get("metadata") or {}).get("kernelspec") or {}).get("language") or "python"
+        if language != "python":
+            raise GenbookError(f"notebook: {path} is written in {language!r}; allowed: python")
+        cells = [_cell(c) for c in _is(raw["cells"], list)]
+    except GenbookError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
         conflict = " (it holds the marks of a merge)" if "<<<<<<<" in Path(path).read_text(encoding="utf-8", errors="replace") else ""
         raise GenbookError(f"notebook: {path} is not a notebook, or damaged ({type(e).__name__}){conflict}") from None
+    return cells
 
 
 def parameters(
@@ -86,7 +109,7 @@ class Settings(NamedTuple):
         where: str = "",  # for the error message
     ) -> tuple[Parameter, tuple[str, ...]]:
         "The parameter of that name and its path; raises `GenbookError` where there is none, or more than one."
-        first, *rest = key.split(".")
+        first, *rest = str(key).split(".")
         if not rest and key in self.plain and key not in (*TABLES.values(), "run_dir"):
             return self.plain[key], (key,)
         if rest and first not in self.tables and TABLES.get(first) in self.plain:  # of a model that nobody knows yet
@@ -105,7 +128,9 @@ class Settings(NamedTuple):
             raise GenbookError(
                 f"{where}parameter {key!r} is one of {', '.join(t for t, _ in found)}; write {found[0][0]}.{key}, for example"
             )
-        every = [*self.plain, *(k for known in self.tables.values() for k in known)]
+        if table := next((short for short, name in TABLES.items() if name == key), None):
+            raise GenbookError(f"{where}parameter {key!r} is a table, whose entries are set: {table}.NAME")
+        every = [k for k in self.plain if k not in (*TABLES.values(), "run_dir")] + [k for known in self.tables.values() for k in known]
         raise GenbookError(f"{where}parameter {key!r} is none of this notebook's{nearest(key, every)}")
 
 
@@ -275,15 +300,24 @@ def read_yaml(
         loader.flatten_mapping(node)
         return dict(loader.construct_pairs(node))
 
+    def number(loader, node):
+        if re.fullmatch(r"[-+]?(0[0-7_]+|[0-9_]+(:[0-9]+)+)", node.value):
+            found = f"{node.value} means {loader.construct_yaml_int(node)} in YAML, line {node.start_mark.line + 1}"
+            raise GenbookError(f"experiments: {path}: {found}; write the number meant, or quotes around a text")
+        return loader.construct_yaml_int(node)
+
+    Once.add_constructor("tag:yaml.org,2002:int", number)
     Once.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, mapping)
     try:
         return yaml.load(path.read_text(encoding="utf-8"), Loader=Once)
     except UnicodeDecodeError:
         raise GenbookError(f"experiments: {path} is not in UTF-8") from None
-    except (yaml.YAMLError, RecursionError) as e:
+    except GenbookError:
+        raise
+    except (yaml.YAMLError, RecursionError, ValueError) as e:  # also a number of 5,000 digits, or the 45th of a month
         raise GenbookError(f"experiments: {path} is not YAML: {' '.join(str(e).split())[:300]}") from None
 
-
+# %% ../../nbs/lab/01_experiments.ipynb #91c931fe
 def load_experiments(
     root: Path | None = None,  # of the project
 ) -> dict[str, Experiment]:
@@ -296,6 +330,8 @@ def load_experiments(
         content, where = read_yaml(path) or {}, f"experiments/{path.name}"
         if not isinstance(content, dict) or set(content) - {"notebook", "experiments"} or not isinstance(content.get("experiments"), dict):
             raise GenbookError(f"{where}: allowed at the top: notebook, and experiments, a table of names with their settings")
+        if not isinstance(content.get("notebook", ""), str):
+            raise GenbookError(f"{where}: notebook: {content['notebook']!r} is not the name of a notebook")
         for name, entry in content["experiments"].items():
             for e in _experiment(where, name, entry, content.get("notebook", "")):
                 if e.name in found:

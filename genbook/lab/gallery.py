@@ -103,7 +103,7 @@ def read_card(
     import yaml
 
     folder = assets("pretrained", name)
-    about, text = json.loads((folder / "config.json").read_text()), (folder / "README.md").read_text(encoding="utf-8")
+    about, text = json.loads((folder / "config.json").read_text(encoding="utf-8")), (folder / "README.md").read_text(encoding="utf-8")
     entry = yaml.safe_load(text.split("---\n")[1])["model-index"][0]["results"][0]
     rows = [[c.strip() for c in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     minutes, size = re.search(r"(\d[\d.]*) minutes", text), re.search(r"It has ([\d,]+) parameters", text)

@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -50,7 +51,7 @@ def run_jobs(
     runs, root = (Path(runs).expanduser() if runs else runs_root()).absolute(), root or project_root()
     _ = executor or _usable(runs)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    groups = _groups(devices, _gpus() if any(j.params.get("device") != "cpu" for j in jobs) and not executor else [])
+    groups = _groups(devices, max(cores, 2), _gpus() if any(j.params.get("device") != "cpu" for j in jobs) and not executor else [])
     workers = max(1, min(workers or len(groups) or cores // devices, len(jobs)))
     threads = max(1, min(cores // (workers * devices), _asked_threads(cores)))
     outcomes, deaths = {}, dict.fromkeys(range(len(jobs)), 0)
@@ -125,10 +126,10 @@ def _asked_threads(cores):
     return int(first)
 
 
-def _groups(devices, gpus):
+def _groups(devices, cores, gpus):
     "GPUs in groups of `devices`; none without GPUs."
-    if devices < 1 or gpus and devices > len(gpus):
-        there = f"there {'is 1 GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'}" if gpus else "1 or more are allowed"
+    if not 1 <= devices <= (len(gpus) or cores):
+        there = f"there {'is 1 GPU' if len(gpus) == 1 else f'are {len(gpus)} GPUs'}" if gpus else f"1 to {cores} are allowed"
         raise GenbookError(f"devices: {devices}, but {there}")
     return [",".join(gpus[i : i + devices]) for i in range(0, len(gpus) - devices + 1, devices)]
 
@@ -155,6 +156,7 @@ def _pool(workers, groups):
 def _begin(shares):
     "The first thing that a worker does."
     os.setsid()  # Ctrl-C in a terminal goes to the process that started it
+    warnings.filterwarnings("ignore", "IPython (parent|dir)", UserWarning)  # a home that cannot be written is no matter of a run
     follow_parent()
     share = shares.get()
     if share is not None:

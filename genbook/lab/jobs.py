@@ -17,7 +17,7 @@ from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-from ..core import GenbookError, nearest
+from ..core import GenbookError, folder_of, nearest
 from .experiments import TABLES, Experiment, Settings, defaults_of, family_of, load_experiments, members, settings_of
 
 # %% ../../nbs/lab/03_jobs.ipynb #0be0fa18
@@ -99,12 +99,11 @@ def identity_of(
 # %% ../../nbs/lab/03_jobs.ipynb #d0745697
 def _folder(name):
     "The name of a data set with the whole path of a folder of pictures, and a digest of its files."
-    kind, _, path = name.partition(":")
-    if kind not in ("folder", "folder-skip-damaged"):
+    if not (own := folder_of(name)):
         return name, ""
     from genbook.datasets import data_root
 
-    path = Path(path).expanduser()
+    kind, path = name.partition(":")[0], own[0]
     places = [Path(os.path.abspath(base / path)) for base in (Path.cwd(), data_root())]  # where the user stands, then where data are
     place = next((p for p in places if p.is_dir()), None)
     return (f"{kind}:{place}", fingerprint(place)) if place else (name, "")
@@ -175,8 +174,10 @@ def _checked_seeds(seeds, several, where):
     "Seeds, if they are some."
     if len(seeds) > 1 and not several:
         raise GenbookError(f"{where}seeds: {seeds}, but the notebook has no parameter seed")
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 0 for s in seeds):
-        raise GenbookError(f"{where}seeds: {seeds} are not whole numbers of at least 0")
+    if any(isinstance(s, bool) or not isinstance(s, int) or not 0 <= s < 2**63 for s in seeds):
+        raise GenbookError(f"{where}seeds: {seeds} are not whole numbers of at least 0 and below 2^63")
+    if len(set(seeds)) < max(len(seeds), 1):
+        raise GenbookError(f"{where}seeds: {seeds} {'hold one twice' if seeds else 'are none'}; allowed: at least one, each once")
     return seeds
 
 # %% ../../nbs/lab/03_jobs.ipynb #5e6536dd
@@ -206,7 +207,7 @@ def expand(
     values, varied = _options(known, given | experiment.grid | swept, where)
     for key in (*experiment.chosen, *experiment.reported):
         known.place(key, where)
-    seeds = _checked_seeds(seeds or experiment.seeds, "seed" in base, where)
+    seeds = _checked_seeds(experiment.seeds if seeds is None else seeds, "seed" in base, where)
     paths, jobs, place = [path for path, many in varied.items() if many] + [("seed",)] * (len(seeds) > 1), [], cache(_folder)
     for combination in itertools.product(*values.values()):
         params = _resolve(base, dict(zip(values, combination, strict=True)))

@@ -16,7 +16,7 @@ class QuietKernel(AsyncKernelManager):
 
     async def _async_start_kernel(self, **kwargs) -> None:
         place = os.environ.get("GENBOOK_KERNEL_LOG") or os.devnull
-        with open(place, "a") as log:
+        with open(place, "ab") as log:
             await super()._async_start_kernel(**({"stderr": log} | kwargs))
 
     start_kernel = _async_start_kernel

@@ -133,7 +133,7 @@ def execute(job, runs, threads, force=False, root=None, limit=None, devices=1, w
                 _move(folder, "", ASIDE)
             if not force and (other := folder / ASIDE if done else _same_training(job, folder, runs)):
                 _adopt(folder, other)
-            for p in folder.rglob(".*.tmp"):  # of a write that was cut short
+            for p in (p for p in folder.rglob(".*.[0-9]*.tmp") if p.is_file()):  # of a write that was cut short
                 p.unlink()
             UNDER_WAY.append(folder)
             try:
@@ -287,7 +287,7 @@ def _read(source):
     "A notebook, with what other programs leave out of its cells."
     import nbformat
 
-    raw = {"metadata": {}} | json.loads(source.read_text(encoding="utf-8"))
+    raw = {"metadata": {}} | json.loads(source.read_text(encoding="utf-8-sig"))
     for i, c in enumerate(raw["cells"]):
         c["metadata"] = {k: v for k, v in (c.get("metadata") or {}).items() if v is not None}
         given = {"id": f"cell-{i}"} if (raw.get("nbformat"), raw.get("nbformat_minor", 0)) >= (4, 5) else {}
@@ -321,9 +321,9 @@ def _papermill(source, folder, params, threads, runs, limit, whole=True):
     from traitlets.config import Config
 
     quiet = {"TQDM_DISABLE": "1", "PYDEVD_DISABLE_FILE_VALIDATION": "1", "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
-    if len(tempfile.gettempdir()) >= 60:  # too long for the sockets of a loader's workers
-        quiet["TMPDIR"] = "/tmp"
-    os.environ.update(quiet | {"OMP_NUM_THREADS": str(threads), "GENBOOK_RUNS": str(runs.resolve())})
+    quiet |= {"TMPDIR": "/tmp"} if len(tempfile.gettempdir()) >= 60 else {}  # too long for the sockets of a loader's workers
+    here = {k: os.path.abspath(os.path.expanduser(v)) for k, v in os.environ.items() if k in ("GENBOOK_DATA", "GENBOOK_CACHE") and v}
+    os.environ.update(quiet | here | {"OMP_NUM_THREADS": str(threads), "GENBOOK_RUNS": str(runs.resolve())})
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ["GENBOOK_KERNEL_LOG"] = str(folder / "kernel.log")
     out, where, end = folder / "notebook.ipynb", {"run_dir": str(folder.resolve())}, time.time() + (limit or 0)
@@ -370,7 +370,7 @@ def _launch(devices, *args):
             return ""
         except ChildFailedError as e:
             errors = sorted(Path(meet).glob("error-*"), key=lambda p: p.stat().st_mtime)
-            return errors[0].read_text() if errors else f"process {e.get_first_failure()[0]} of {devices} died"
+            return errors[0].read_text(encoding="utf-8") if errors else f"process {e.get_first_failure()[0]} of {devices} died"
         finally:
             logging.disable(logging.NOTSET)
             for s, handler in handlers.items():  # the agent leaves its own
@@ -384,7 +384,7 @@ def _rank(meet, source, folder, *args):
     aside = Path(meet, f"notebook-{rank}")
     aside.mkdir()
     if error := _papermill(source, aside if rank else folder, *args):
-        Path(meet, f"error-{rank}").write_text(error)
+        Path(meet, f"error-{rank}").write_text(error, encoding="utf-8")
         sys.exit(1)
 
 

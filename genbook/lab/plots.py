@@ -62,7 +62,7 @@ def _rows(source):
     path = path / "metrics.jsonl" if path.is_dir() else path
     if not path.is_file():
         raise GenbookError(f"source: there is no {path}")
-    rows, lines = [], path.read_text().splitlines()
+    rows, lines = [], path.read_text(encoding="utf-8").splitlines()
     for i, line in enumerate(lines):
         try:
             rows.append(json.loads(line))

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from ..core import METRICS, GenbookError, Metric, assets, check_choice, nearest, write_atomic
+from ..core import METRICS, GenbookError, Metric, assets, check_choice, nearest, write_together
+from .grid import progress_of
 from .jobs import flat
 from .launch import is_done, read_json
 from .runs import registered_by, weights
@@ -156,6 +157,19 @@ def _fill(where, model, name, state, hint="") -> None:
         raise GenbookError(f"{where}: the weights do not fit {name}: {str(e).strip().splitlines()[-1].strip()}{hint}") from None
 
 # %% ../../nbs/lab/10_pretrained.ipynb #d52a92fb
+def _check_ours(folder, card):
+    "Raise `GenbookError` where files of other origin would be replaced: an edited card, another library's configuration or weights."
+    readme, about, kept = (folder / name for name in ("README.md", "config.json", "model.safetensors"))
+    if card and readme.is_file() and not _is_ours(readme.read_text(encoding="utf-8", errors="replace")):
+        raise GenbookError(f"export: {readme} was not written by export, or edited since; leave it with card=False, or remove it")
+    known = read_json(about).get("library_name") == "genbook"
+    foreign = (
+        about if about.is_file() and not known else kept if kept.is_file() and not (known or read_json(folder / "result.json")) else None
+    )
+    if foreign:
+        raise GenbookError(f"export: {foreign} was not written by export; choose another folder, or remove it")
+
+
 def export(
     source: str | Path | nn.Module,  # folder of a finished run, or a trained model
     folder: str | Path,  # to write to; made where it is missing
@@ -169,7 +183,7 @@ def export(
     half: bool = False,  # keep the weights in fp16, at half the size
     card: bool = True,  # write README.md; False: leave it as it is
 ) -> Path:  # the folder
-    "Pack a trained model in the layout of the Hugging Face hub; raises `GenbookError`, having written nothing, to save a README.md."
+    "Pack a trained model in the layout of the Hugging Face hub; raises `GenbookError`, having written nothing, to save files of others."
     folder, model = Path(folder).expanduser(), None
     if isinstance(source, nn.Module):
         about = _of_model(source, name, config) | {"data": data}
@@ -178,20 +192,20 @@ def export(
         about, found, content = _of_run(Path(source).expanduser())
         if about["name"] in entries():
             model = _build("export", about["name"], about["shape"], about["config"])
-    readme = folder / "README.md"
-    if card and readme.is_file() and not _is_ours(readme.read_text(encoding="utf-8", errors="replace")):
-        raise GenbookError(f"export: {readme} was not written by export, or edited since; leave it with card=False, or remove it")
+    if half and not isinstance(source, nn.Module) and folder.resolve() == Path(source).expanduser().resolve():
+        raise GenbookError(f"half: {folder} is the run itself, whose weights would lose half of their digits; allowed: another folder")
+    _check_ours(folder, card)
     written = {"schema": SCHEMA, "library_name": "genbook", "model": about["name"]}
     written |= {"image_shape": about["shape"], "config": about["config"]}
+    files = {folder / "model.safetensors": _halved(content) if half else content}
+    if card:
+        about |= {"license": license, "story": [story, *about["story"]] if story else about["story"]}
+        files[folder / "README.md"] = _card(about, folder.resolve().name, found if metrics is None else metrics, model)
     try:
-        write_atomic(folder / "model.safetensors", _halved(content) if half else content)
-        if card:
-            found = found if metrics is None else metrics
-            about |= {"license": license, "story": [story, *about["story"]] if story else about["story"]}
-            write_atomic(readme, _card(about, folder.resolve().name, found, model))
-        return write_atomic(folder / "config.json", json.dumps(written, indent=1) + "\n").parent
+        write_together(files | {folder / "config.json": json.dumps(written, indent=1) + "\n"})
     except OSError as e:
         raise GenbookError(f"export: {folder} cannot be written: {e.strerror}") from None
+    return folder
 
 # %% ../../nbs/lab/10_pretrained.ipynb #0b7616a5
 def _halved(content: bytes) -> bytes:
@@ -221,17 +235,16 @@ def from_pretrained(
     folder = _find(name)
     where = f"from_pretrained: {folder}"
     if read_json(folder / "status.json").get("state", "done") != "done" and not (folder / "config.json").is_file():
-        last = (folder / "metrics.jsonl").read_text().splitlines()[-1:] if (folder / "metrics.jsonl").is_file() else []
-        row = json.loads(last[0]) if last and last[0].endswith("}") else {"step": 0, "of": "?"}
+        row = {"step": 0, "of": "?"} | progress_of(folder)
         raise GenbookError(f"{where} is a training that is not finished: step {row['step']} of {row['of']}; the same command goes on")
     if missing := [file for file in ("config.json", "model.safetensors") if not (folder / file).is_file()]:
-        raise GenbookError(f"{where} has no {' and no '.join(missing)}; `genbook export RUN {folder.name}` writes both")
+        raise GenbookError(f"{where} has no {' and no '.join(missing)}; `genbook export RUN {folder.resolve().name}` writes both")
     try:
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         schema, model, shape, config = (about[k] for k in ("schema", "model", "image_shape", "config"))
         if not isinstance(model, str) or not isinstance(config, dict) or not all(isinstance(n, int) for n in shape):
             raise TypeError
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         raise GenbookError(f"{where}/config.json is not what genbook export writes") from None
     if schema != SCHEMA:
         raise GenbookError(f"{where}/config.json has schema {schema!r}; this version of genbook reads {SCHEMA}")
@@ -240,6 +253,10 @@ def from_pretrained(
         state = load_file(folder / "model.safetensors")
     except (OSError, ValueError, SafetensorError) as e:
         raise GenbookError(f"{where}/model.safetensors cannot be read: {str(e).strip().splitlines()[-1].strip()}") from None
+    known = made.state_dict()
+    for k, v in state.items():
+        if k in known and v.is_floating_point() != known[k].is_floating_point() or v.is_floating_point() and not v.isfinite().all():
+            raise GenbookError(f"{where}/model.safetensors: {line(k)} holds values that are no weights ({v.dtype}, or not finite)")
     if any(v.dtype == torch.float64 for v in state.values()):  # trained with precision="64-true"
         made = made.double()
     _fill(where, made, model, state)  # fp16 becomes the model's own type
@@ -256,7 +273,7 @@ def _find(name: str | Path) -> Path:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", str(name)) and str(name)[0] not in ".-":
         return _from_hub(str(name))
     here = f"; with the package come {', '.join(known)}{nearest(str(name), known)}" if known else ""
-    raise GenbookError(f"from_pretrained: there is no folder {name}{here}")
+    raise GenbookError(f"from_pretrained: there is no folder {line(str(name))}{here}")
 
 
 def _from_hub(name: str) -> Path:

@@ -241,14 +241,30 @@ def _packed(pdf):
         print(f"report: {pdf} stays as it is: {e}", file=sys.stderr)
 
 
+def _printed(folder):
+    "Of staged chapters what is read in print, no pages that are only looked up, and a front page with smaller pictures."
+    import yaml
+
+    for path in folder.rglob("*.ipynb"):
+        for_readers(path)
+    listed = yaml.safe_load((folder / "_book.yml").read_text(encoding="utf-8"))
+    chapters, only_pages = listed["book"]["chapters"], [f"report/{name}.qmd" for name in ("checks", "run")]
+    listed["book"]["chapters"] = [c for c in chapters if c not in only_pages]
+    write_atomic(folder / "_book.yml", yaml.safe_dump(listed, sort_keys=False))
+    for name in only_pages:
+        (folder.parent / name).unlink(missing_ok=True)
+    front, text = folder.parent / "index.qmd", (folder.parent / "index.qmd").read_text(encoding="utf-8")
+    front.write_text(re.sub(r'(\.png\)\{fig-alt="[^"]*")\}', r"\1 width=55%}", text), encoding="utf-8")
+
+
 def _sources(root, copy, to):
     "Copy what Quarto reads of a project; a PDF is for readers."
     shutil.copytree(root / "report", copy / "report")
     shutil.copytree(root / "nbs", copy / "nbs", ignore=shutil.ignore_patterns("*.ipynb", ".ipynb_checkpoints"))
     shutil.copy(root / "_quarto.yml", copy)
     (copy / "index.qmd").write_text(_front(root, {*_staged(root)}, "report/"), encoding="utf-8")
-    for path in (copy / "report").rglob("*.ipynb") if to == "typst" else ():
-        for_readers(path)
+    if to == "typst":
+        _printed(copy / "report")
     return copy
 
 

@@ -10,14 +10,14 @@ import itertools
 import json
 import math
 import re
-import shutil
 import statistics
+import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from ..core import GenbookError, project_root, write_atomic
+from ..core import GenbookError, project_root, write_atomic, write_together
 from .experiments import TABLES
 from .jobs import flat
 from .launch import is_done, read_json, runs_root
@@ -91,6 +91,11 @@ def _honest(name, m):
     return m | {"se": None} if name.partition("__")[0] in NO_ERROR else m
 
 
+def _finite(value):
+    "Is it a number that a float can hold?"
+    return not isinstance(value, bool) and abs(value) < sys.float_info.max
+
+
 def _fault(result):
     "Why a result cannot be shown; empty for a good one."
     kinds = {"experiment": str, "run_id": str, "params": dict, "metrics": dict, "minutes": (int, float), "device": str}
@@ -99,10 +104,16 @@ def _fault(result):
     kinds |= {name: (kind, type(None)) for name, kind in {"notebook": str, "model": dict, "unmet": list}.items()}
     wrong = [name for name, kind in kinds.items() if not isinstance(result.get(name), kind)]
     wrong += [name for name in TABLES.values() if not isinstance(result["params"].get(name) or {}, dict)] if not wrong else []
+    if not wrong:
+        params, model = result["params"], result.get("model") or {"name": "", "image_shape": [], "config": {}}
+        wrong += [name for name, kind in (("dataset", str), ("size", int)) if not isinstance(params.get(name), (kind, type(None)))]
+        kinds = {"name": str, "image_shape": list, "config": dict}
+        wrong += [f"model.{name}" for name, kind in kinds.items() if not isinstance(model.get(name), kind)]
+        wrong += ["minutes"] if not _finite(result["minutes"]) else []
     about = {"value": (int, float), "se": (int, float, type(None)), "n": (int, type(None)), "unit": str, "split": str, "estimator": str}
     for name, m in result["metrics"].items() if not wrong else ():
         sound = isinstance(m, dict) and all(k in m and isinstance(m[k], kind) for k, kind in about.items())
-        wrong += [] if sound and math.isfinite(m["value"]) else [f"metric {name}"]
+        wrong += [] if sound and _finite(m["value"]) and _finite(m["se"] or 0) else [f"metric {name}"]
     return f"{wrong[0]} is missing or damaged" if wrong else ""
 
 
@@ -143,9 +154,14 @@ def save(
         raise GenbookError(f"save: {folder} is not a finished run")
     result = read_json(folder / "result.json")
     check_result(result, root)
-    out = write_atomic(root / "results" / result["experiment"] / f"{result['run_id']}.json", json.dumps(result, indent=1) + "\n")
+    out = root / "results" / result["experiment"] / f"{result['run_id']}.json"
+    known = read_json(out)
+    if out.exists() and (not known or known.get("finished") == result.get("finished") and known != result):
+        raise GenbookError(f"save: {out} was edited since it was kept; remove it, or put the edits elsewhere")
+    files = {out: json.dumps(result, indent=1) + "\n"}
     if (folder / "samples.png").is_file():
-        shutil.copyfile(folder / "samples.png", out.with_suffix(".png"))
+        files[out.with_suffix(".png")] = (folder / "samples.png").read_bytes()
+    write_together(files)
     return out
 
 # %% ../../nbs/lab/06_results.ipynb #5f20c7d1

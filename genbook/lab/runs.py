@@ -8,6 +8,7 @@ __all__ = ['Timed', 'Run', 'asserting', 'lock']
 # %% ../../nbs/lab/02_runs.ipynb #5fc5373a
 import ast
 import errno
+import io
 import json
 import os
 import re
@@ -71,7 +72,7 @@ class Run(Timed):
 
     def samples(self, images: Any) -> None:  # tensor (n, c, h, w) in [0, 1]
         "Keep samples pixel by pixel, ten in a row, as `samples.png` in the run's folder: for pictures of many runs side by side."
-        _ = self.dir and save_images(self.dir / "samples.png", images)
+        _ = self.dir and write_atomic(self.dir / "samples.png", png_of(images))
 
     def finish(self) -> dict:  # the result
         "Write `result.json` (whole or not at all) and give the result back."
@@ -146,7 +147,7 @@ def lock(path: Path):  # an open file that holds the lock, or None
         import fcntl
     except ImportError:  # on Windows
         raise GenbookError(f"run: {path.parent} cannot be locked on this system; runs need Linux or macOS") from None
-    f = open(path, "a")
+    f = open(path, "ab")
     try:
         fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return f
@@ -159,13 +160,23 @@ def lock(path: Path):  # an open file that holds the lock, or None
         ) from None
 
 # %% ../../nbs/lab/02_runs.ipynb #5a6a0a16
-def save_images(path, images, ncols=10):
+SOFTWARE = "genbook samples"  # in its pictures, by which they are known again
+
+
+def png_of(
+    images,  # tensor (n, c, h, w) in [0, 1]
+    ncols=10,
+) -> bytes:
     "Images as they are, `ncols` in a row."
     from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
 
+    about, out = PngInfo(), io.BytesIO()
+    about.add_text("Software", SOFTWARE)
     u = (images[: max(len(images) // ncols, 1) * ncols].clamp(0, 1) * 255).round().byte().cpu()
     rows = u.expand(-1, 3, -1, -1).unflatten(0, (-1, min(ncols, len(u)))).permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)  # (H, W, 3)
-    Image.fromarray(rows.contiguous().numpy()).save(path, "png", optimize=True)
+    Image.fromarray(rows.contiguous().numpy()).save(out, "png", optimize=True, pnginfo=about)
+    return out.getvalue()
 
 
 def _hold(folder):
@@ -255,7 +266,7 @@ def _result(run):
     import genbook
 
     torch = sys.modules["torch"].__version__ if "torch" in sys.modules else version("torch")
-    known = json.loads((run.dir / "params.json").read_text()) if run.dir and (run.dir / "params.json").exists() else {}
+    known = json.loads((run.dir / "params.json").read_text(encoding="utf-8")) if run.dir and (run.dir / "params.json").exists() else {}
     return {
         "schema": 2,
         **{k: known.get(k) for k in ("experiment", "run_id", "notebook", "params")},

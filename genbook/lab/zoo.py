@@ -30,6 +30,7 @@ FAMILIES = {
     "gan": ("genbook.models.gan", "GAN"),
     "wgan": ("genbook.models.wgan", "WGAN"),
     "cgan": ("genbook.models.cgan", "CGAN"),
+    "vae_gan": ("genbook.models.vae_gan", "VAEGAN"),
     "modern_gan": ("genbook.models.modern_gan", "ModernGAN"),
     "pixel": ("genbook.models.autoregressive", "Pixel"),
     "vqvae": ("genbook.models.vqvae", "VQVAE"),
@@ -85,7 +86,7 @@ def create_model(
             raise GenbookError(f"{name}: unexpected keyword argument {wrong!r}{nearest(wrong, arguments(build))}") from None
         raise
 
-
+# %% ../../nbs/lab/00_zoo.ipynb #f668eb52
 def register_model(build: Callable | str) -> Callable:
     "Decorator: add a class or function `build(image_shape, *, levels, ...)` under its own name, or under the one given as an argument."
     if isinstance(build, str):

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['frechet_gaussians', 'frechet_distance', 'frechet_classifier', 'frechet_floor', 'label_accuracy', 'frechet_bias',
-           'Extrapolation', 'frechet_at', 'frechet_curve', 'mmd', 'kid', 'precision_recall', 'density_coverage']
+           'Extrapolation', 'frechet_at', 'frechet_curve', 'mmd', 'kid', 'precision_recall', 'density_coverage',
+           'laplacian', 'sharpness']
 
 # %% ../../nbs/measure/04_distances.ipynb #5e35ca08
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from ..core import GenbookError, Metric, metric
 from ..data import Images
-from .judge import Classifier, classifier
+from .judge import Classifier, _chunks, classifier
 from ..nn import check_size
 
 # %% ../../nbs/measure/04_distances.ipynb #f573da5a
@@ -286,3 +287,26 @@ def density_coverage(
     about = lambda n: dict(n=n, split=split, estimator=_note(a, b, k))
     density, coverage = torch.cat(balls).double().mean() / k, filled.double().mean()
     return metric("density", density, **about(len(a))), metric("coverage", coverage, **about(len(b)))
+
+# %% ../../nbs/measure/04_distances.ipynb #3cf96953
+def laplacian(x: Tensor) -> Tensor:  # images (n, c, h, w) -> (n, c, h - 2, w - 2)
+    "The four neighbours of each inner pixel less four times the pixel; raises `GenbookError` for images of less than 3 pixels."
+    if x.dim() != 4 or min(x.shape[2:]) < 3:
+        raise GenbookError(f"x: shape {tuple(x.shape)}; allowed: images (n, c, h, w) of at least 3x3 pixels")
+    around = x[..., :-2, 1:-1] + x[..., 2:, 1:-1] + x[..., 1:-1, :-2] + x[..., 1:-1, 2:]
+    return around - 4 * x[..., 1:-1, 1:-1]
+
+
+def sharpness(
+    samples: Images | Tensor,  # (n, c, h, w) in [0, 1]
+    real: Images | Tensor,  # (m, c, h, w)
+    *,
+    split: str = "test",  # what the real images are
+) -> Metric:
+    "Mean squared response of the Laplacian, samples over real images; raises `GenbookError` where the real ones have none."
+    a, b = (torch.cat([laplacian(x.double()).square().flatten(1).mean(1) for x in _chunks(t, 500)]).cpu() for t in (samples, real))
+    if not b.any():
+        raise GenbookError(f"real: {len(b):,} images without any edge; there is nothing to compare with")
+    ratio = a.mean() / b.mean()
+    error = sum(t.var() / len(t) / t.mean().square().clamp_min(1e-300) for t in (a, b)).sqrt() * ratio if min(len(a), len(b)) > 1 else None
+    return metric("sharpness", ratio, se=error, n=len(a), split=split, estimator=f"squared Laplacian, n={len(a)} against {len(b)}")

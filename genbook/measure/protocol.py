@@ -17,7 +17,7 @@ from ..core import GenbookError, Metric, metric
 from ..data import Codes, DataSet, Images
 from ..history import History
 from .copies import memorisation
-from .distances import _draws, density_coverage, frechet_classifier, frechet_floor, precision_recall
+from .distances import _draws, density_coverage, frechet_classifier, frechet_floor, precision_recall, sharpness
 from .inception import fid
 from .judge import Classifier, classifier
 from .variety import birthday, collapse, same_threshold
@@ -128,7 +128,7 @@ def protocol(
     samples = draw(model, n, seed, **how)
     speed = metric("sample_images_per_s", n / (time.perf_counter() - began), n=n, split="samples", estimator="500 at a time")
     judge = classifier(ds, device=device) if len(ds.classes) > 1 else None
-    out = {"sample_images_per_s": speed} | _copied(samples[:1000], ds, judge)
+    out = {"sample_images_per_s": speed} | _copied(samples[:1000], ds, judge) | _sharp(model, samples, ds, seed)
     if judge is not None:
         real, seen = judge.features(ds.test), _features_of(ds.train, n, seed, judge)
         out["frechet_classifier"] = frechet_draws(model, real, judge, n, draws=draws, seed=seed, **how)
@@ -171,6 +171,14 @@ def _features_of(images: Images, n: int, seed: int, judge: Classifier) -> Tensor
     "Features of n of the images."
     features = judge.features(images)
     return features[_draws(len(features), n, 1, seed)[0].to(features.device)]
+
+
+def _sharp(model: nn.Module, samples: Tensor, ds: DataSet, seed: int) -> dict[str, Metric]:
+    "Sharpness of samples and of as many training images, from 3 pixels on; codes have none."
+    if isinstance(model, _OneHot) or min(samples.shape[2:]) < 3:
+        return {}
+    seen = ds.train.float(_draws(len(ds.train), len(samples), 1, seed)[0].to(ds.train.y.device))[0]
+    return {f"sharpness{suffix}": sharpness(x, ds.test) for suffix, x in {"": samples, "__real": seen}.items()}
 
 
 def _copied(samples: Tensor, ds: DataSet, judge: Classifier | None) -> dict[str, Metric]:

@@ -4,24 +4,28 @@
 
 # %% auto #0
 __all__ = ['COUPLINGS', 'SLOW', 'JUMPS', 'CONFIGS', 'DEFAULTS', 'transport', 'FlowLoss', 'Matching', 'Averaging', 'JumpLoss',
-           'Jumping', 'Jump', 'FlowMatching']
+           'Jumping', 'Jump', 'TaughtLoss', 'Student', 'Distilling', 'FlowMatching']
 
 # %% ../../nbs/models/51_flow_matching.ipynb #dfb9e62f
+import math
 from collections.abc import Callable
+from copy import deepcopy
 from typing import NamedTuple
 
 import torch
 from scipy.optimize import linear_sum_assignment
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..core import GenbookError, check_choice, check_number
+from ..data import Images
 from .diffusion import TRAIN, Diffusion
 from ..nn import check_size
 from ..paths import along, strata, times
 from ..prob import full_precision
 from ..samplers import SAMPLERS, Sampler, Walk
 from ..samplers import sampler as find_sampler
+from ..steps import preserved_rng
 
 # %% ../../nbs/models/51_flow_matching.ipynb #1c0d6f4f
 def transport(
@@ -96,12 +100,13 @@ class Averaging(Matching):
 
     def average(self, xt: Tensor, t: Tensor, s: Tensor, y: Tensor | None = None) -> Tensor:  # (b, c, h, w), () or (b,) twice, (b,)
         "What the network says of the mean velocity from time s to time t, given where the walk is at t; (b, c, h, w)."
-        when = SLOW * torch.stack([t.expand(len(xt)), (t - s).expand(len(xt))], -1)
-        return full_precision(self.net(self.predict.inputs(self.path, xt, t), when, y))
+        when = torch.stack([t.expand(len(xt)), (t - s).expand(len(xt))], -1)
+        net, when = (self.few, when) if self.jumps == "distilled" else (self.net, SLOW * when)
+        return full_precision(net(self.predict.inputs(self.path, xt, t), when, y))
 
     def ask(self, xt: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:  # as `average`
         "The velocity: of a network that knows averages, that of no time at all."
-        return self.average(xt, t, t, y) if self.jumps else super().ask(xt, t, y)
+        return self.average(xt, t, t, y) if self.jumps in ("mean", "halves") else super().ask(xt, t, y)
 
     def rate(self, xt: Tensor, v: Tensor, t: Tensor, s: Tensor, y: Tensor | None = None) -> tuple[Tensor, Tensor]:  # as `average`
         "The average, and its derivative by t where x_t moves with velocity v: one Jacobian-vector product."
@@ -137,7 +142,7 @@ class Jumping(Averaging):
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> FlowLoss | JumpLoss:
         "Of velocities alone, or of jumps too."
-        if not self.jumps:
+        if self.jumps not in ("mean", "halves"):
             return super().loss(x, y, it=it)
         t = times(self.path, strata(len(x), x), self.normal)
         z, eps, y = self.pairs(x, y)
@@ -174,31 +179,106 @@ class Jump(Sampler):
             raise GenbookError("sampler: 'jump' needs a model that has learned jumps, without guidance; allowed: 'heun', for example")
         return x + (s - t) * average(x, t, s)
 
+# %% ../../nbs/models/51_flow_matching.ipynb #11b57010
+class TaughtLoss(NamedTuple):
+    "Of each image, (b,): without a unit."
+
+    total: Tensor  # mean square of the error of a jump: what is trained
+
+
+class Student(nn.Module):
+    "The second stage of distilled jumps: walks of 16 equal steps, then of fewer and fewer (Salimans & Ho 2022)."
+
+    STEPS = 16  # of the walk with the shortest jumps
+
+    def __init__(
+        self,
+        model: Averaging,  # whose velocities are trained, and whose jumps are to be learned
+        halving: int,  # updates until the longest jump doubles
+    ):
+        super().__init__()
+        self.few, self.halving, self.teacher = model.few, halving, [model]  # in a list, so that it is not trained any more
+        known = model.net.state_dict()
+        first = known["told.layers.0.weight"]
+        self.few.load_state_dict(known | {"told.layers.0.weight": torch.cat([first, 0 * first], 1)})  # deaf to the length at first
+
+    def jumps(self, b: int, fine: int, it: Tensor) -> tuple[Tensor, Tensor]:  # times t and earlier times s, (b,) each
+        "The first `fine` of the shortest length, half of the others as long as they may be now, the rest in between."
+        low, high = self.teacher[0].path.span
+        most = math.log2(self.STEPS)
+        longest = (most - 1 - it // self.halving).clamp_min(0).float()  # the logarithm of the number of its steps
+        u, v, place = torch.rand(3, b, device=it.device)
+        halvings = longest + torch.where(v < 0.5, 0.0, (u * (most - longest)).floor())
+        steps = 2.0 ** torch.cat([torch.full_like(halvings[:fine], most), halvings[fine:]])
+        length = (high - low) / steps
+        s = low + length * (place * steps).floor()
+        return s + length, s
+
+    def loss(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> TaughtLoss:
+        "What jumps say wrongly: of Heun's step along the velocity a quarter of the images, of their own halves the others."
+        (model,), n = self.teacher, max(1, len(x) // 4)
+        z, eps, y = model.pairs(x, y)
+        t, s = self.jumps(len(x), n, torch.zeros((), device=z.device) if it is None else it)
+        xt = model.path.at(z, eps, t)
+        said, wanted = model.halves(xt, eps, t, s, y)
+        with torch.no_grad():
+            y = None if y is None else y[:n]
+            v = model.ask(xt[:n], t[:n], y)
+            v = 0.5 * (v + model.ask(xt[:n] - along(t[:n] - s[:n], v) * v, s[:n], y))
+        return TaughtLoss((said - torch.cat([v, wanted[n:]])).square().flatten(1).mean(1))
+
+
+class Distilling(Jumping):
+    "Two stages of training, where jumps are distilled."
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],  # (c, h, w)
+        *,
+        halving: int = 1000,  # updates of the second stage until the longest jump doubles
+        **how,  # of `Matching`, of `Diffusion` and of the network
+    ):
+        super().__init__(image_shape, **how)
+        self.halving = check_size("halving", halving)
+
+    def longer(self) -> nn.Module:
+        "A network as that of the velocities, told a second time."
+        few = deepcopy(self.net)
+        first = few.told.layers[0]
+        with preserved_rng():  # so that velocities are learned as without a student
+            few.told.times, few.told.layers[0] = 2, nn.Linear(2 * first.in_features, first.out_features)
+        return few
+
+    def stage(self, name: str, images: Images) -> tuple[nn.Module, Images]:
+        "What a stage trains, and on what: velocities, then a `Student` of their walks, on images both."
+        return (self if check_choice("stage", name, self.stages) == "flow" else Student(self, self.halving)), images
+
 # %% ../../nbs/models/51_flow_matching.ipynb #19df9938
-JUMPS = (None, "mean", "halves")
+JUMPS = (None, "mean", "halves", "distilled")
 
 
-class FlowMatching(Jumping):
+class FlowMatching(Distilling):
     "A model of images by flow matching, and perhaps by jumps along the flow."
 
     def __init__(
         self,
         image_shape: tuple[int, int, int],  # (c, h, w)
         *,
-        jumps: str | None = None,  # how jumps are learned: mean or halves; None: velocities alone
+        jumps: str | None = None,  # how jumps are learned: mean, halves or, in a second stage, distilled; None: velocities alone
         share: float = 0.5,  # of the images that teach a jump
         whole: float = 0.0,  # of the jumps that go all the way to the data, as a single step does
         steps: int = 20,  # of samples, where nothing else is said
-        **how,  # of `Matching`, of `Diffusion` and of the network
+        **how,  # of `Distilling`, `Matching`, `Diffusion` and of the network
     ):
         if check_choice("jumps", jumps, JUMPS) and how.get("predict", "velocity") != "velocity":
             raise GenbookError(f"predict: {how['predict']!r}, but jumps={jumps!r} averages velocities; allowed: velocity")
-        if not check_number("share", share) <= 1:
-            raise GenbookError(f"share: {share} is more than all; allowed: above 0, up to 1")
-        super().__init__(image_shape, **how | ({"times": 2} if jumps else {}))
-        if not check_number("whole", whole, zero=True) <= 1:
-            raise GenbookError(f"whole: {whole} is more than all; allowed: 0 to 1")
+        for name, value in {"share": share, "whole": whole}.items():
+            if not check_number(name, value, zero=name == "whole") <= 1:
+                raise GenbookError(f"{name}: {value} is more than all; allowed: at most 1")
+        super().__init__(image_shape, **how | ({"times": 2} if jumps in ("mean", "halves") else {}))
         self.jumps, self.share, self.whole, self.steps = jumps, share, whole, check_size("steps", steps)
+        if jumps == "distilled":
+            self.stages, self.few = ("flow", "jumps"), self.longer()
 
     def sample(
         self,
@@ -228,10 +308,12 @@ CONFIGS = {
     "mean": dict(net="unet", width=48, depth=2, conditional=True, jumps="mean", normal=None, steps=1),
     "halves": dict(net="unet", width=48, depth=2, conditional=True, jumps="halves", normal=None, steps=1),
     "gpu": dict(net="unet", width=128, depth=3),  # for a GPU, at 32x32
+    "distilled": dict(net="unet", width=48, depth=2, conditional=True, jumps="distilled", steps=1),
     "digits": dict(net="unet", width=24, depth=1, conditional=True),  # for 8x8
     "digits_free": dict(net="unet", width=24, depth=1),
     "digits_mean": dict(net="unet", width=24, depth=1, conditional=True, jumps="mean", normal=None, steps=1),
     "digits_halves": dict(net="unet", width=24, depth=1, conditional=True, jumps="halves", normal=None, steps=1),
+    "digits_distilled": dict(net="unet", width=24, depth=1, conditional=True, jumps="distilled", steps=1, halving=100),
 }
 
 DEFAULTS = {"train": TRAIN, "measure": {"samples": 200, "draws": 1, "n": 50, "k": 1}}

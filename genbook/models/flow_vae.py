@@ -274,8 +274,6 @@ CONFIGS = {
     "realnvp_digits": VAE_CONFIGS["mlp_digits"] | dict(flow="realnvp", layers=4),
     "realnvp": VAE_CONFIGS["mlp"] | dict(flow="realnvp", layers=8, flow_width=160, context=128),
 }
-
-# %% ../../nbs/models/22_flow_vae.ipynb #220255c9
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "model": {"kl": "linear", "kl_args": {"steps": 250}},
     "train": {"steps": 500, "lr": 2e-3, "warmup": 50, "every": 200},
@@ -303,7 +301,7 @@ def active_dims(
     a, b = torch.cat(halves, 1).double()
     return ((a - a.mean(0)) * (b - b.mean(0))).sum(0) / (n - 1) > threshold
 
-# %% ../../nbs/models/22_flow_vae.ipynb #8c745c8f
+
 @torch.no_grad()
 def gaussian_gap(
     q: FlowPosterior,  # of b examples

@@ -81,7 +81,7 @@ LOSSES = {
     "least_squares": Objective(least_squares, least_squares_generator),
 }
 
-# %% ../../nbs/models/30_gan.ipynb #30dcd353
+# %% ../../nbs/models/30_gan.ipynb #a8d3bc88
 class Critic(nn.Module):
     "One score an image: a `head` on `features`."
 
@@ -96,7 +96,7 @@ class Critic(nn.Module):
     def forward(self, x: Tensor) -> Tensor:  # (b, ...) -> (b,)
         return self.head(self.features(x)).flatten()
 
-# %% ../../nbs/models/30_gan.ipynb #a8d3bc88
+
 def fc_generator(
     image_shape: tuple[int, ...],  # of what is generated
     zdim: int,  # latent size
@@ -196,7 +196,7 @@ NETS = {
     "dcgan_s3_sigmoid": Net(partial(dc_generator, factor=2, bias=True), partial(dc_critic, **_S3, last="sigmoid"), 64),
 }
 
-# %% ../../nbs/models/30_gan.ipynb #0bdda6b6
+
 @torch.no_grad()
 def init_normal(
     module: nn.Module,  # changed in place
@@ -360,24 +360,6 @@ class GAN(Adversarial):
     def score(self, x: Tensor, y: Tensor | None = None) -> Tensor:  # (b, c, h, w) in [0, 1] -> (b,)
         return super().score(2 * x - 1, y)
 
-# %% ../../nbs/models/30_gan.ipynb #3d99dc1f
-CONFIGS = {
-    "digits": dict(net="mlp", zdim=16),
-    "fc_s0": dict(net="fc_s0", zdim=128, smoothing=0.9, dropout=0.3),
-    "fc_s1": dict(net="fc_s1", zdim=128),
-    "dcgan": dict(net="dcgan", zdim=100, init=0.02),
-    "dcgan_s4": dict(net="dcgan", zdim=100, width=64, init=0.02),
-    "lsgan": dict(net="dcgan_s3", zdim=100, loss="least_squares", init=0.02),
-    "lsgan_s3": dict(net="dcgan_s3_sigmoid", zdim=100, loss="least_squares"),
-    "lsgan_s3_corrected": dict(net="dcgan_s3", zdim=100, loss="least_squares"),
-}
-
-# %% ../../nbs/models/30_gan.ipynb #877386e1
-DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
-    "train": {"steps": 800, "batch_size": 64, "lr": 2e-3, "beta1": 0.0, "beta2": 0.99, "ema": 0.99, "every": 200},
-    "measure": {"samples": 360, "draws": 3},
-}
-
 # %% ../../nbs/models/30_gan.ipynb #a4420344
 class PlaneGAN(Adversarial):
     "A GAN of points: two perceptrons."
@@ -397,3 +379,19 @@ class PlaneGAN(Adversarial):
         plan = dict(multiples=(1,) * check_size("depth", depth), act=act)
         self.generator = fc_generator((check_size("dim", dim),), zdim, check_size("width", width), **plan)
         self.critic = fc_critic((dim,), width, **plan)
+
+# %% ../../nbs/models/30_gan.ipynb #3d99dc1f
+CONFIGS = {
+    "digits": dict(net="mlp", zdim=16),
+    "fc_s0": dict(net="fc_s0", zdim=128, smoothing=0.9, dropout=0.3),
+    "fc_s1": dict(net="fc_s1", zdim=128),
+    "dcgan": dict(net="dcgan", zdim=100, init=0.02),
+    "dcgan_s4": dict(net="dcgan", zdim=100, width=64, init=0.02),
+    "lsgan": dict(net="dcgan_s3", zdim=100, loss="least_squares", init=0.02),
+    "lsgan_s3": dict(net="dcgan_s3_sigmoid", zdim=100, loss="least_squares"),
+    "lsgan_s3_corrected": dict(net="dcgan_s3", zdim=100, loss="least_squares"),
+}
+DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
+    "train": {"steps": 800, "batch_size": 64, "lr": 2e-3, "beta1": 0.0, "beta2": 0.99, "ema": 0.99, "every": 200},
+    "measure": {"samples": 360, "draws": 3},
+}

@@ -8,7 +8,6 @@ __all__ = ['CONFIGS', 'DEFAULTS', 'Codebook', 'MovingCodebook', 'FiniteScalars',
 
 # %% ../../nbs/models/41_vqvae.ipynb #8a31eea7
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 
 from ..core import GenbookError, Metric, check_choice, metric
 from ..data import Codes, DataSet, Images
-from ..measure.judge import classifier
+from ..measure.judge import Watching, classifier
 from ..measure.likelihood import bits_per_dim
 from .ae import over_images
 from .autoregressive import Pixel
@@ -187,7 +186,7 @@ class Codec(Model):
         self.codes_n = math.prod(scalars) if scalars else codes
         self.name, self.levels, self.perceptual = likelihood or ("bernoulli" if levels == 2 else "categorical"), levels, perceptual
         out, dim = n_params(self.name, levels=check_size("levels", levels, 2), per_pixel=True), self.quantiser.dim
-        self.grid, self.eyes = (h >> halvings, w >> halvings), None
+        self.grid = (h >> halvings, w >> halvings)
         self.encoder = code_encoder(c, check_size("width", width), depth, halvings, dim)
         self.decoder = code_decoder(dim, width, depth, halvings, c * out)
         if not self.likelihood(torch.zeros(1, dim, *self.grid)).discrete:
@@ -200,7 +199,7 @@ class Codec(Model):
         return image_likelihood(self.name, self.decoder(q), levels=self.levels)
 
 # %% ../../nbs/models/41_vqvae.ipynb #11b21a43
-class TrainedCodec(Codec):
+class TrainedCodec(Watching, Codec):
     "A `Codec` with its codes and its loss."
 
     def codes(self, x: Tensor) -> Tensor:  # (b, c, h, w) in [0, 1] -> int64 (b, h', w')
@@ -214,9 +213,9 @@ class TrainedCodec(Codec):
             raise GenbookError(f"codes: {found}; allowed: int64 (n, {self.grid[0]}, {self.grid[1]}) from 0 to {self.codes_n - 1}")
         return self.likelihood(self.quantiser.vectors(c))
 
-    def watch(self, features: Callable[[Tensor], Tensor]) -> None:
-        "Give it the features, (b, c, h, w) in [0, 1] to (b, f), of the perceptual term."
-        self.eyes = (features,)  # in a tuple, so that they are no part of this module
+    def reconstruct(self, x: Tensor) -> Tensor:  # (b, c, h, w) -> (b, c, h, w)
+        "There and back: the mean image of the codes."
+        return self.of_codes(self.codes(x)).mean
 
     def loss(self, x: Tensor, y: Tensor | None = None, *, it: Tensor | None = None) -> CodecLoss:
         "Distortion, penalty of the book and, where asked for, the distance of features."
@@ -224,9 +223,7 @@ class TrainedCodec(Codec):
         p = self.likelihood(q)
         rec, seen = -p.log_prob(x), torch.zeros(len(x), device=x.device)
         if self.perceptual:
-            if self.eyes is None:
-                raise GenbookError("perceptual: there are no features to compare; call `watch(features)` first")
-            seen = self.perceptual * (self.eyes[0](p.mean) - self.eyes[0](x)).square().flatten(1).sum(1)
+            seen = self.perceptual * self.apart(x, p.mean)
         penalty = penalty.to(rec.dtype)
         return CodecLoss(rec + penalty + seen, rec, penalty, seen)
 

@@ -39,7 +39,7 @@ def wasserstein_generator(
     "-D(G(z)): the part of the distance that the generator moves (Arjovsky et al. 2017, algorithm 1)."
     return -fake
 
-# %% ../../nbs/models/31_wgan.ipynb #0e221a49
+
 def hinge(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
@@ -47,7 +47,7 @@ def hinge(
     "max(0, 1 - D(x)) + max(0, 1 + D(G(z))): scores beyond the margin count no more (Miyato et al. 2018, section 4)."
     return F.relu(1 - real) + F.relu(1 + fake)
 
-# %% ../../nbs/models/31_wgan.ipynb #ada58bfa
+
 def relativistic(
     real: Tensor,  # scores of real images, (b,)
     fake: Tensor,  # scores of generated images, (b,)
@@ -352,8 +352,6 @@ CONFIGS = {
         net="dcgan_plain", loss="relativistic_least_squares", penalty="r1r2", weight=2.0, init=0.02, augment="color,translation,cutout"
     ),
 }
-
-# %% ../../nbs/models/31_wgan.ipynb #18ee8991
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
     "train": {
         "steps": 240,
