@@ -238,9 +238,8 @@ CONFIGS = {
     ),  # ours, for colour and for 32x32 and more
 }
 
-# %% ../../nbs/models/21_realnvp.ipynb #4a85bd4f
 DEFAULTS = {  # of this chapter, at a size that any computer executes in seconds
-    "train": {"steps": 90, "batch_size": 64, "lr": 5e-3, "warmup": 20, "clip": 1.0, "every": 30},
+    "train": {"steps": 60, "batch_size": 64, "lr": 5e-3, "warmup": 20, "clip": 1.0, "every": 30},
     "measure": {"k": 32, "n": 40},
 }
 

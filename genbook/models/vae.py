@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['SCALES', 'CONFIGS', 'DEFAULTS', 'waterfill', 'spectrum', 'effective_beta', 'cross_entropy_floor',
            'cross_entropy_log_norm', 'free_bits_kl', 'ImageHead', 'LatentModel', 'LatentImages', 'VAELoss',
-           'elbo_terms', 'iw_terms', 'GaussianVAE', 'VAE', 'codes', 'knn_accuracy', 'variances', 'normalised_bits']
+           'elbo_terms', 'iw_terms', 'GaussianVAE', 'VAE', 'codes', 'knn_accuracy', 'neighbours', 'variances',
+           'normalised_bits']
 
 # %% ../../nbs/models/11_vae.ipynb #e67e4ace
 import math
@@ -43,7 +44,7 @@ def spectrum(
     gram = x.T @ x if x.shape[1] < len(x) else x @ x.T
     return torch.linalg.eigvalsh(gram / len(x)).flip(0).clamp(min=0)
 
-# %% ../../nbs/models/11_vae.ipynb #0b43202c
+
 def effective_beta(
     n_values: int,  # D: pixel values over which the squared error is averaged; 1 for a sum
     value_range: float = 1.0,  # r: 2 for images in [-1, 1]
@@ -335,6 +336,18 @@ def knn_accuracy(
 
     vote = KNeighborsClassifier(neighbours, algorithm="brute").fit(train.flatten(1).numpy(), y_train.numpy())
     return torch.from_numpy(vote.predict(test.flatten(1).numpy()) == y_test.numpy()).float()
+
+
+def neighbours(
+    model: LatentModel,  # with a Gaussian posterior
+    train: Images,  # labelled
+    test: Images,  # to classify
+) -> dict[str, Metric]:
+    "How often the nearest training images have the right label: by their codes, and by their pixels."
+    (code, _, y), (code_test, _, y_test) = codes(model, train), codes(model, test)
+    x, x_test = (images.float(slice(0, 10_000))[0] for images in (train, test))
+    right = {"code": knn_accuracy(code, y, code_test, y_test), "pixels": knn_accuracy(x, y, x_test, y_test)}
+    return {f"knn_accuracy__{by}": metric("knn_accuracy", r, estimator="5 neighbours") for by, r in right.items()}
 
 # %% ../../nbs/models/11_vae.ipynb #26b93b49
 @torch.no_grad()
