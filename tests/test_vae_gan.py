@@ -114,7 +114,7 @@ def test_stopped_and_resumed_is_the_same(tmp_path):
 
     def train(folder, steps):
         torch.manual_seed(0)
-        step = Step(VAEGAN((1, 8, 8), **SMALL, match="critic"), lr=1e-3, ema=0.9, device="cpu")
+        step = Step(VAEGAN((1, 8, 8), **SMALL, levels=17, match="critic"), lr=1e-3, ema=0.9, device="cpu")
         fit(step, data.Batches(digits(), 8), steps, run=Run(folder), every=3, log_every=1, progress=False)
         return step
 

@@ -282,7 +282,7 @@ CONFIGS = {
     "aae_digits": _VAE | _TINY | dict(match="critic", beta=100.0),  # a critic of codes in place of the KL divergence
     "laptop": dict(gamma=0.03, width=32),  # for two cores, at 28 and 32 pixels
     "vae": _VAE | dict(width=32),
-    "aae": _VAE | dict(width=32, match="critic", beta=100.0),
+    "aae": _VAE | dict(width=32, match="critic", beta=500.0),
     "larsen": dict(gamma=0.03, zdim=128, width=64),  # for a GPU, at 64 pixels
 }
 
