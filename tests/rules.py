@@ -502,9 +502,6 @@ def documented(book):
                     yield f"{c}: {node.name}.{f.name} has no docstring"
 
 
-NOT_YET_EDITED = (  # chapters that are not lessons yet: without reports and summary, their results printed as dicts
-    "models/23_fvae",
-)
 SECTIONS = [  # of a chapter, after title, goals and the first picture
     ("the idea", r"idea"),
     ("derivation", r"deriv"),
@@ -528,8 +525,7 @@ def sections_in_order(book):
         if not re.match(r"# \S.*\n\n> \S", first):
             yield f"{n.name}: does not begin with a title and a one-line summary"
         every = headings = [h for c in n.markdown for h in re.findall(r"(?m)^## +(.+)$", c.source)] if n.chapter else []
-        wanted = SECTIONS[:6] if n.name in NOT_YET_EDITED else SECTIONS
-        for name, pattern in wanted if n.chapter else ():
+        for name, pattern in SECTIONS if n.chapter else ():
             at = next((i for i, h in enumerate(headings) if re.search(pattern, h, re.I)), None)
             if at is None:
                 yield f"{n.name}: no section {name!r} in its place"
@@ -542,7 +538,7 @@ def sections_in_order(book):
 @rule
 def results_are_tables(book):
     "A chapter prints no dict: what it has measured is a table, with units and no more digits than are sure."
-    for c in (c for n in book.notebooks if n.chapter and n.name not in NOT_YET_EDITED for c in n.code):
+    for c in (c for n in book.notebooks if n.chapter for c in n.code):
         last = c.body[-1] if c.body else None
         value = last.value if isinstance(last, ast.Expr) else None
         while isinstance(value, ast.BinOp):  # {...} | {...}

@@ -285,7 +285,7 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 def test_what_comes_with_the_package_loads():
     assert list_pretrained() == sorted(
-        [name for name, _ in SHIPPED] + ["diffusion-mnist", "flow-matching-mnist", "gan-mnist", "style-fashion"]
+        [name for name, _ in SHIPPED] + ["diffusion-mnist", "flow-matching-mnist", "fvae-mnist", "gan-mnist", "style-fashion"]
     )
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
