@@ -8,6 +8,7 @@ __all__ = ['SAMPLERS', 'Walk', 'Sampler', 'timesteps', 'Euler', 'Heun', 'DDIM', 
 # %% ../nbs/19_samplers.ipynb #f5f3abb1
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -94,9 +95,26 @@ class Heun(Sampler):
 
     per_step = 2
 
+    def __init__(
+        self,
+        last: bool = True,  # is the last step corrected too, or left as Euler's (Karras et al. 2022, algorithm 1)?
+    ):
+        self.last = last
+
     def step(self, walk: Walk, x: Tensor, t: Tensor, s: Tensor) -> Tensor:
         h, v = walk.length(t, s), walk.slope(x, t)
         return x + 0.5 * h * (v + walk.slope(x + h * v, s))
+
+    def __call__(self, denoise: Callable, path: Path, x: Tensor, times: Tensor, noise: Callable = torch.randn_like) -> Tensor:
+        "As of `Sampler`."
+        if self.last:
+            return super().__call__(denoise, path, x, times, noise)
+        x = super().__call__(denoise, path, x, times[:-1], noise)
+        return Euler()(denoise, path, x, times[-2:], noise)
+
+    def evaluations(self, steps: int) -> int:
+        "How often the network is asked."
+        return super().evaluations(steps) - (not self.last)
 
 # %% ../nbs/19_samplers.ipynb #25c47890
 class DDIM(Sampler):
@@ -149,6 +167,7 @@ class Churn(Heun):
         high: float = 50.0,  # ratio above which none is added
         inflation: float = 1.003,  # factor of the noise that is added
     ):
+        super().__init__(last=False)
         self.churn, self.steps = check_number("churn", churn, zero=True), check_size("steps", steps)
         self.low, self.high, self.inflation = low, high, inflation
 
@@ -163,7 +182,7 @@ class Churn(Heun):
         return super().step(walk, x, t, s)
 
 # %% ../nbs/19_samplers.ipynb #35e55216
-SAMPLERS = {"ancestral": Ancestral, "ddim": DDIM, "euler": Euler, "heun": Heun, "dpm": DPM, "churn": Churn}
+SAMPLERS = {"ancestral": Ancestral, "ddim": DDIM, "euler": Euler, "heun": partial(Heun, last=False), "dpm": DPM, "churn": Churn}
 
 
 def sampler(
