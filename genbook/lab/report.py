@@ -283,7 +283,7 @@ def _run_quarto(quarto, root, to, copy, log):
     return made
 
 # %% ../../nbs/lab/25_report.ipynb #e452cd82
-REMOTE = re.compile(  # what Quarto loads from a network for outputs with a script; ours need none of it, and a page without a network waits for it
+REMOTE = re.compile(  # what Quarto loads for outputs with a script: ours need none of it, and without a network a page waits for it
     r'<script src="https://cdn[^"]*/(?:jquery|requirejs)@[^>]*></script>\s*|<script[^>]*>define\(\'jquery\'[^<]*</script>\s*'
 )
 

@@ -58,7 +58,7 @@ def compare(
                 return Verdict("changed", f"{name} has {len(now[kind][name])} values, had {len(values)}")
     return Verdict("same")
 
-
+# %% ../../nbs/lab/09_verify.ipynb #a671d287
 def wandering(
     result: dict,  # as `results.load` gives it
     now: dict,  # its replay by today's code
