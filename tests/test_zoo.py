@@ -284,9 +284,8 @@ def test_a_name_is_looked_for_in_folders_then_in_the_package_then_on_the_hub(tmp
 
 
 def test_what_comes_with_the_package_loads():
-    assert list_pretrained() == sorted(
-        [name for name, _ in SHIPPED] + ["diffusion-mnist", "flow-matching-mnist", "fvae-mnist", "gan-mnist", "style-fashion"]
-    )
+    others = ["diffusion-mnist", "flow-matching-mnist", "gan-mnist", "style-fashion", "vae-gan-fashion", "vae-gan-twin-vae-fashion"]
+    assert list_pretrained() == sorted([name for name, _ in SHIPPED] + others)
     for name in list_pretrained():
         assert view(from_pretrained(name)).isfinite().all(), name
 
@@ -297,12 +296,17 @@ SHIPPED = [
     ("flow-vae-mnist", "mse"),
     ("realnvp-mnist", "bits_per_dim"),
     ("pixel-mnist", "bits_per_dim"),
-    ("pixel-fashion", "bits_per_dim"),
+    ("tarflow-mnist", "bits_per_dim"),
     ("vqvae-mnist", "bits_per_dim"),
     ("latent-mnist", "bits_per_dim"),
     ("hierarchy-mnist", "mse"),
+    ("fvae-mnist", "mse"),
 ]
-BRIEF = {"realnvp-mnist": {"k": 8}, "latent-mnist": {"steps": 6}}  # draws, steps of the solver: where the likelihood is estimated
+BRIEF = {
+    "realnvp-mnist": {"k": 8},
+    "tarflow-mnist": {"k": 8},
+    "latent-mnist": {"steps": 6},
+}  # draws, steps of the solver: where the likelihood is estimated
 
 
 @pytest.mark.parametrize(("name", "metric"), SHIPPED)
