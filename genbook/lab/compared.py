@@ -278,7 +278,7 @@ def _place_labels(ax, points):
         taken.append(box)
 
 
-MARKS = "os^Dv"  # of the usual conditions, and of others
+MARKS = "os^Dv<>"  # of the usual conditions, and of others
 
 
 def _panel(ax, rows, data):
@@ -292,7 +292,7 @@ def _panel(ax, rows, data):
             ax.plot(*at(other), mark, color=COLORS[i % len(COLORS)], ms=6 if big else 2.5, alpha=1 if big else 0.5)
     for i, way in enumerate(ways):
         floors = [r.metrics["frechet_classifier__floor"]["mean"] for r in rows if conditions(r) == way]
-        level, mark = sum(floors) / len(floors), "●■▲◆▼"[min(i, len(MARKS) - 1)]
+        level, mark = sum(floors) / len(floors), "●■▲◆▼◀▶"[min(i, len(MARKS) - 1)]
         text = "real images" + f", {mark} {way.n:,} of them" * (len(ways) > 1)
         ax.axhline(level, color="#555555", lw=0.9, ls="--" if way == usual else ":")
         ax.annotate(text, (0.01, level), (0, 3), ("axes fraction", "data"), "offset points", size=8, color="#555555")
